@@ -1,0 +1,36 @@
+//! What the parts of Copal say to one another, and why a device may believe it.
+//!
+//! In: bytes from anywhere. Out: [`verify::Verified`] documents, or an error with a stable code.
+//! Never here: network, disk, clocks or randomness that a caller did not pass in; what is decided here
+//! is decided by pure functions, so that the same input gives the same answer on a device, in the CLI and in a test.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`ids`] | digests and identifiers, parsed once at the edge |
+//! | [`keys`] | Ed25519 keys and key ids |
+//! | [`envelope`] | DSSE envelopes: signing, strict parsing |
+//! | [`json`] | strict JSON: bounded depth, no duplicate keys |
+//! | [`documents`] | the payload of each signed document |
+//! | [`spec`] | the normalised service spec a release carries |
+//! | [`verify`] | the verification order of a device, step by step |
+//! | [`policy`] | what a service may ask of its host |
+//! | [`seal`] | secrets sealed to one device |
+//! | [`enrol`] | enrolment tokens, login challenges, introduction secrets |
+//! | [`device_api`] | bodies of the device routes that are not signed documents |
+//! | [`config`] | `copal.json`, what a device is given before its first start |
+//!
+//! The normative text is `docs/protocol.md`.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod device_api;
+pub mod documents;
+pub mod enrol;
+pub mod envelope;
+pub mod ids;
+pub mod json;
+pub mod keys;
+pub mod policy;
+pub mod seal;
+pub mod spec;
+pub mod verify;
