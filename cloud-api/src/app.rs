@@ -1,0 +1,56 @@
+//! What every handler shares.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use object_store::{ObjectStore, local::LocalFileSystem};
+
+use crate::{
+    bus::{Bus, LocalBus},
+    config::Config,
+    keys::ServerKeys,
+    store::Db,
+};
+
+/// The running cloud; cheap to clone.
+pub type App = Arc<Inner>;
+
+/// See [`App`]. Rooms that keep something in memory (sessions, the state cache, running builds) put it here as a
+/// field of their own type.
+#[derive(Debug)]
+pub struct Inner {
+    /// Settings.
+    pub config: Config,
+    /// The database.
+    pub db: Db,
+    /// Blobs, at `sha256/<2 hex>/<64 hex>`.
+    pub blobs: Arc<dyn ObjectStore>,
+    /// The server's keys.
+    pub keys: ServerKeys,
+    /// Hints between rooms.
+    pub bus: Arc<dyn Bus>,
+}
+
+/// Opens everything a data folder holds.
+///
+/// # Errors
+/// When a folder, the database or a key cannot be opened; says which.
+pub async fn open(config: Config) -> anyhow::Result<App> {
+    for dir in [config.blobs(), config.git(), config.logs(), config.run()] {
+        std::fs::create_dir_all(&dir).with_context(|| format!("making the folder {}", dir.display()))?;
+    }
+    let db = Db::open(&config.database()).await?;
+    let blobs = LocalFileSystem::new_with_prefix(config.blobs())
+        .with_context(|| format!("opening the blob folder {}", config.blobs().display()))?;
+    let keys = ServerKeys::open(&config.keys())?;
+    Ok(Arc::new(Inner { db, blobs: Arc::new(blobs), keys, bus: Arc::new(LocalBus::default()), config }))
+}
+
+/// Unix seconds by the wall clock.
+#[must_use]
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,77 @@
+//! Settings, as the rest of the cloud sees them: complete and checked. Where they come from is `cli`'s part.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+/// A complete configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Everything the cloud keeps: database, blobs, git, keys, logs.
+    pub data: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The base URL people and devices use, without a slash at the end; with port 0 known only once bound.
+    pub url: String,
+    /// TLS pins a device gets in `copal.json`; empty under a public CA or without TLS.
+    pub tls_pins: Vec<String>,
+    /// The engine that builds, as `unix:///…`.
+    pub docker_host: String,
+    /// Limits of builds.
+    pub build: BuildLimits,
+}
+
+/// What a build may use.
+#[derive(Debug, Clone, Copy)]
+pub struct BuildLimits {
+    /// Seconds.
+    pub time_s: u64,
+    /// Bytes of memory of each build step.
+    pub memory: u64,
+    /// Bytes of log kept.
+    pub log: u64,
+    /// Bytes of context, unpacked.
+    pub context: u64,
+}
+
+impl Default for BuildLimits {
+    fn default() -> Self {
+        Self { time_s: 1800, memory: 2 << 30, log: 8 << 20, context: 1 << 30 }
+    }
+}
+
+impl Config {
+    /// The database file.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.data.join("copal.db")
+    }
+
+    /// Private keys, 0700.
+    #[must_use]
+    pub fn keys(&self) -> PathBuf {
+        self.data.join("keys")
+    }
+
+    /// Blobs, by digest.
+    #[must_use]
+    pub fn blobs(&self) -> PathBuf {
+        self.data.join("blobs")
+    }
+
+    /// Bare repositories, by fleet id.
+    #[must_use]
+    pub fn git(&self) -> PathBuf {
+        self.data.join("git")
+    }
+
+    /// Build logs, by build id.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.data.join("logs")
+    }
+
+    /// Sockets and what only lives while the cloud runs.
+    #[must_use]
+    pub fn run(&self) -> PathBuf {
+        self.data.join("run")
+    }
+}

@@ -1,0 +1,48 @@
+//! The cloud: where a push becomes a release, and a release an assignment for every device.
+//!
+//! ```text
+//! git/ → build/ → registry/ → releases/ → (signature) → rollouts/ → assignments/ → devices/ (poll)
+//! ```
+//!
+//! | room | what it does |
+//! |---|---|
+//! | [`serve`] | listeners, TLS, request ids, limits, shutdown; joins the routers of the other rooms |
+//! | [`api`] | `/api/v1` for people and CI, one file an endpoint group |
+//! | [`auth`] | people: passwords, sessions, tokens, what each may do |
+//! | [`audit`] | who did what, on what, when, from where |
+//! | [`git`] | smart HTTP push and clone |
+//! | [`build`] | source → images |
+//! | [`registry`] | OCI distribution |
+//! | [`blobs`] | bytes by digest, and their garbage collection |
+//! | [`releases`] | what was built, signed and may run |
+//! | [`rollouts`] | who gets which release when |
+//! | [`variables`] | variables and secrets |
+//! | [`assignments`] | what each device should run, signed |
+//! | [`devices`] | what devices ask and report |
+//! | [`dashboard`] | pages |
+//! | [`backup`] | back-up and restore |
+//! | [`bus`] | hints between rooms and replicas |
+//! | [`store`] | the database |
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod app;
+pub mod assignments;
+pub mod audit;
+pub mod auth;
+pub mod backup;
+pub mod blobs;
+pub mod build;
+pub mod bus;
+pub mod config;
+pub mod dashboard;
+pub mod devices;
+pub mod error;
+pub mod git;
+pub mod keys;
+pub mod registry;
+pub mod releases;
+pub mod rollouts;
+pub mod serve;
+pub mod store;
+pub mod variables;
