@@ -1,0 +1,5 @@
+//! Brings plans about. In: a plan and what it speaks of. Out: effects in the engine, and a status. Never here: deciding
+//! what should run, or remembering what could be read.
+
+pub mod ports;
+pub mod status;
