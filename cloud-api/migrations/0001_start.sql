@@ -97,6 +97,8 @@ CREATE TABLE devices (
     report BLOB,
     report_boot_id TEXT,
     report_counter BIGINT NOT NULL DEFAULT 0,
+    -- assign_epoch the newest report speaks of; with seq_applied it says which assignment runs.
+    report_epoch BIGINT NOT NULL DEFAULT 0,
     report_at BIGINT,
     agent_version TEXT,
     os_version TEXT,
@@ -106,7 +108,9 @@ CREATE TABLE devices (
     committed_release TEXT,
     reason TEXT,
     progress TEXT,
-    running TEXT
+    running TEXT,
+    -- Why the cloud cannot give this device the release it should have, as a reason's JSON; NULL when it can.
+    held_back TEXT
 );
 CREATE UNIQUE INDEX devices_by_key ON devices (fleet_id, public_key);
 CREATE INDEX devices_by_fleet ON devices (fleet_id, device_id);
@@ -174,6 +178,8 @@ CREATE TABLE releases (
     branch TEXT NOT NULL,
     -- built (not yet published), draft, awaiting_signature, final, invalidated
     status TEXT NOT NULL,
+    -- Whether publishing makes it a draft: it came from another branch, or was pushed so.
+    draft BOOLEAN NOT NULL DEFAULT FALSE,
     note TEXT NOT NULL,
     envelope BLOB NOT NULL,
     build_record BLOB,
