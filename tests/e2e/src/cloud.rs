@@ -1,0 +1,142 @@
+//! A running `copal-cloud` with a data folder of its own.
+
+use std::{path::Path, process::Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::{binary, eventually};
+
+pub const ADMIN: &str = "anna@example.org";
+pub const PASSWORD: &str = "correct horse battery staple";
+
+/// A cloud. Killed when dropped; its folder goes with it.
+pub struct Cloud {
+    pub dir: TempDir,
+    child: Option<Child>,
+    pub url: String,
+    pub token: String,
+    http: reqwest::Client,
+}
+
+impl Cloud {
+    pub async fn start() -> Self {
+        let dir = TempDir::new().unwrap();
+        run(&["admin", "create", "--data", path(dir.path()), "--email", ADMIN, "--password-stdin"], PASSWORD)
+            .await;
+        let token =
+            run(&["token", "create", "--data", path(dir.path()), "--email", ADMIN, "--name", "tests"], "")
+                .await;
+        let mut cloud = Self {
+            dir,
+            child: None,
+            url: String::new(),
+            token: token.trim().to_owned(),
+            http: crate::http(),
+        };
+        cloud.spawn("127.0.0.1:0").await;
+        cloud
+    }
+
+    async fn spawn(&mut self, listen: &str) {
+        let file = self.dir.path().join("run/listen");
+        let _ = std::fs::remove_file(&file);
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("cloud.log"))
+            .unwrap();
+        let child = Command::new(binary("copal-cloud"))
+            .args(["serve", "--data", path(self.dir.path()), "--listen", listen])
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let log = self.dir.path().join("cloud.log");
+        let address = eventually("the cloud listens", 60, || async {
+            std::fs::read_to_string(&file)
+                .ok()
+                .filter(|a| a.contains(':'))
+                .ok_or_else(|| std::fs::read_to_string(&log).unwrap_or_default())
+        })
+        .await;
+        self.url = format!("http://{}", address.trim());
+    }
+
+    /// Ends it as a power cut would.
+    pub async fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().await.unwrap();
+        }
+    }
+
+    /// Starts it again on the same port.
+    pub async fn restart(&mut self) {
+        self.kill().await;
+        let listen = self.url.trim_start_matches("http://").to_owned();
+        self.spawn(&listen).await;
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("cloud.log")).unwrap_or_default()
+    }
+
+    pub async fn get(&self, route: &str) -> Value {
+        let (status, body) = self.try_call("GET", route, None).await;
+        assert!(status < 300, "GET {route}: {status} {body}");
+        body
+    }
+
+    pub async fn call(&self, method: &str, route: &str, body: Value) -> Value {
+        let (status, answer) = self.try_call(method, route, Some(body)).await;
+        assert!(status < 300, "{method} {route}: {status} {answer}");
+        answer
+    }
+
+    /// Status and body of whatever it answers.
+    pub async fn try_call(&self, method: &str, route: &str, body: Option<Value>) -> (u16, Value) {
+        let mut request = self
+            .http
+            .request(method.parse().unwrap(), format!("{}/api/v1{route}", self.url))
+            .bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        let text = answer.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    pub async fn text(&self, route: &str) -> String {
+        let request = self.http.get(format!("{}{route}", self.url)).bearer_auth(&self.token);
+        request.send().await.unwrap().text().await.unwrap()
+    }
+}
+
+pub(crate) fn path(p: &Path) -> &str {
+    p.to_str().unwrap()
+}
+
+/// Runs an administrative command of the cloud; gives its standard output.
+pub async fn run(args: &[&str], stdin: &str) -> String {
+    use tokio::io::AsyncWriteExt as _;
+    let mut child = Command::new(binary("copal-cloud"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    pipe.write_all(stdin.as_bytes()).await.unwrap();
+    drop(pipe);
+    let output = child.wait_with_output().await.unwrap();
+    assert!(output.status.success(), "copal-cloud {args:?}: {}", crate::text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}

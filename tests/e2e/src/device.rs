@@ -1,0 +1,126 @@
+//! A device: a running `copal-agent` with folders and a container name prefix of its own.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::{binary, cloud::path, engine, unique};
+
+/// An agent. Killed when dropped; its containers, networks and volumes go with it.
+pub struct Device {
+    pub dir: TempDir,
+    pub prefix: String,
+    pub docker_host: Option<String>,
+    child: Option<Child>,
+}
+
+impl Device {
+    /// A device that has a `copal.json` but was never started.
+    pub fn new() -> Self {
+        Self {
+            dir: TempDir::new().unwrap(),
+            prefix: format!("e2e-{}", unique()),
+            docker_host: None,
+            child: None,
+        }
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.path().join("copal.json")
+    }
+
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    pub fn start(&mut self) {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("agent.log"))
+            .unwrap();
+        let mut command = self.command("run");
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).kill_on_drop(true);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    /// A subcommand with this device's folders.
+    pub fn command(&self, word: &str) -> Command {
+        let mut command = Command::new(binary("copal-agent"));
+        command
+            .arg(word)
+            .args(["--state-dir", path(&self.state_dir()), "--run-dir", path(&self.run_dir())])
+            .args(["--config", path(&self.config_file()), "--name-prefix", &self.prefix])
+            .env("RUST_LOG", "info,copal_agent=debug");
+        if let Some(host) = &self.docker_host {
+            command.args(["--docker-host", host]);
+        }
+        command
+    }
+
+    /// SIGKILL, as a power cut would end it.
+    pub async fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().await.unwrap();
+        }
+    }
+
+    /// SIGTERM, as systemd would end it.
+    pub async fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let pid = nix::unistd::Pid::from_raw(child.id().unwrap().try_into().unwrap());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+            child.wait().await.unwrap();
+        }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|c| matches!(c.try_wait(), Ok(None)))
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("agent.log")).unwrap_or_default()
+    }
+
+    /// Bytes this agent's process wrote to disk so far.
+    pub fn written_bytes(&self) -> u64 {
+        let pid = self.child.as_ref().and_then(Child::id).unwrap();
+        let io = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("io")).unwrap();
+        io.lines().find_map(|l| l.strip_prefix("write_bytes: ")).unwrap().parse().unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().and_then(Child::id).unwrap()
+    }
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.start_kill();
+        }
+        engine::remove_all(&self.prefix, self.docker_host.as_deref());
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            eprintln!("--- last lines of the agent {}", self.prefix);
+            for line in tail.iter().rev() {
+                eprintln!("{line}");
+            }
+        }
+    }
+}

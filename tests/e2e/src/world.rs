@@ -1,0 +1,101 @@
+//! The usual beginning: a cloud, an owner, a fleet, and devices that joined it.
+
+use serde_json::Value;
+
+use crate::{cloud::Cloud, device::Device, engine, eventually, owner::Owner, proxy::Proxy, repo::Repo};
+
+/// A cloud with one fleet.
+pub struct World {
+    pub devices: Vec<Device>,
+    pub repo: Repo,
+    pub owner: Owner,
+    pub cloud: Cloud,
+    pub fleet: String,
+}
+
+impl World {
+    /// A fleet `porch` with `devices` running agents.
+    pub async fn new(devices: usize) -> Self {
+        Self::with_fleet(devices, &[]).await
+    }
+
+    /// The same, with more words for `copal fleet create`.
+    pub async fn with_fleet(devices: usize, more: &[&str]) -> Self {
+        let cloud = Cloud::start().await;
+        let owner = Owner::sign_in(&cloud).await;
+        owner.fleet("porch", more).await;
+        let repo = Repo::new(&cloud, "porch");
+        let mut world = Self { devices: Vec::new(), repo, owner, cloud, fleet: "porch".to_owned() };
+        for _ in 0..devices {
+            world.join(None).await;
+        }
+        world
+    }
+
+    /// Adds a device; its agent goes through `proxy` where one is given. Gives its index.
+    pub async fn join(&mut self, proxy: Option<&Proxy>) -> usize {
+        let mut device = Device::new();
+        let file = device.config_file();
+        self.owner.device_config(&self.fleet, &file, &device.prefix).await;
+        if let Some(proxy) = proxy {
+            let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+            config["cloud_url"] = Value::String(proxy.url.clone());
+            std::fs::write(&file, config.to_string()).unwrap();
+        }
+        device.start();
+        self.devices.push(device);
+        self.devices.len() - 1
+    }
+
+    /// The cloud's view of a device, by the name it gave itself.
+    pub async fn device(&self, index: usize) -> Option<Value> {
+        let list = self.cloud.get(&format!("/fleets/{}/devices", self.fleet)).await;
+        let name = &self.devices[index].prefix;
+        list["items"].as_array()?.iter().find(|d| d["name"] == name.as_str()).cloned()
+    }
+
+    /// Waits until the cloud sees every device on target and running `release` (a payload hash).
+    pub async fn on_target(&self, release: &str) {
+        for index in 0..self.devices.len() {
+            eventually("the device is on target", 120, || async {
+                let device = self.device(index).await.ok_or("not enrolled")?;
+                let good = device["on_target"] == true && device["committed_release"] == release;
+                good.then_some(()).ok_or_else(|| device.to_string())
+            })
+            .await;
+        }
+    }
+
+    /// Waits until the device gives this reason; gives the device.
+    pub async fn reason(&self, index: usize, code: &str) -> Value {
+        eventually(&format!("the device says {code}"), 120, || async {
+            let device = self.device(index).await.ok_or("not enrolled")?;
+            if device["reason"]["code"] == code { Ok(device) } else { Err(device.to_string()) }
+        })
+        .await
+    }
+
+    /// The newest release.
+    pub async fn latest(&self) -> Value {
+        let list = self.cloud.get(&format!("/fleets/{}/releases", self.fleet)).await;
+        list["items"][0].clone()
+    }
+
+    /// Pushes what the repository holds, and waits until every device runs it. Gives the release id.
+    pub async fn push_and_settle(&self, message: &str) -> String {
+        self.repo.push_ok(message).await;
+        let id = self.latest().await["id"].as_str().unwrap().to_owned();
+        self.on_target(&id).await;
+        id
+    }
+
+    /// The running container of a service on a device.
+    pub async fn service(&self, index: usize, service: &str) -> Value {
+        let device = &self.devices[index];
+        eventually(&format!("{service} runs once"), 60, || async {
+            engine::service(&device.prefix, service, device.docker_host.as_deref())
+                .ok_or_else(|| format!("{:?}", engine::containers(&device.prefix, None).len()))
+        })
+        .await
+    }
+}

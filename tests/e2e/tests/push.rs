@@ -1,0 +1,194 @@
+//! A push becomes running containers, or is refused with the reason.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+use copal_e2e::{
+    engine, eventually,
+    repo::{STAY, Services},
+    text,
+    world::World,
+};
+
+const WEB: &str = "mkdir -p /www; echo \"hello from $COPAL_SERVICE_NAME\" > /www/index.html; \
+                   exec /bin/busybox httpd -f -p 80 -h /www";
+
+fn web_line() -> String {
+    WEB.replace("mkdir", "/bin/busybox mkdir")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_runs_every_service_on_two_devices_and_the_page_answers() {
+    let mut world = World::new(2).await;
+    let web = web_line();
+    Services {
+        services: &[
+            ("web", &web, "expose: [\"80\"]\nlabels: {io.copal.update.healthy-after: 2s}"),
+            ("worker", STAY, ""),
+            (
+                "store",
+                &format!("echo kept > /data/file; {STAY}"),
+                "volumes: [\"data:/data\"]\nstop_grace_period: 1s",
+            ),
+        ],
+    }
+    .write_to(&world.repo);
+    let release = world.push_and_settle("first").await;
+
+    for index in 0..2 {
+        let web = world.service(index, "web").await;
+        let address = engine::address(&web).expect("web has an address");
+        let page =
+            copal_e2e::http().get(format!("http://{address}/")).send().await.unwrap().text().await.unwrap();
+        assert_eq!(page.trim(), "hello from web");
+        world.service(index, "worker").await;
+        let prefix = world.devices[index].prefix.clone();
+        assert_eq!(engine::containers(&prefix, None).len(), 3);
+    }
+    let seen = world.owner.json(&["device", "list", "--fleet", "porch"]).await;
+    assert_eq!(seen["items"].as_array().unwrap_or_else(|| panic!("{seen}")).len(), 2);
+
+    // The image that runs is the one that was signed.
+    let envelope = world.cloud.get(&format!("/releases/{release}")).await;
+    let signed = envelope["services"]["web"].to_string();
+    let image = world.service(0, "web").await["Image"].as_str().unwrap().to_owned();
+    assert!(signed.contains(&image), "{image} in {signed}");
+    world.devices.clear();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_that_changes_one_service_leaves_the_others_alone() {
+    let world = World::new(1).await;
+    let short = "labels: {io.copal.update.healthy-after: 2s}\nstop_grace_period: 1s";
+    Services { services: &[("one", STAY, short), ("two", STAY, short), ("three", STAY, short)] }
+        .write_to(&world.repo);
+    world.push_and_settle("first").await;
+    let before =
+        [world.service(0, "one").await, world.service(0, "two").await, world.service(0, "three").await];
+
+    world.repo.write("two/run.sh", format!("#!/bin/busybox sh\necho changed\n{STAY}\n"));
+    world.push_and_settle("second").await;
+    let after =
+        [world.service(0, "one").await, world.service(0, "two").await, world.service(0, "three").await];
+    for (unchanged, name) in [(0, "one"), (2, "three")] {
+        assert_eq!(before[unchanged]["Id"], after[unchanged]["Id"], "{name} kept its container");
+        assert_eq!(before[unchanged]["State"]["StartedAt"], after[unchanged]["State"]["StartedAt"], "{name}");
+    }
+    assert_ne!(before[1]["Id"], after[1]["Id"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_build_refuses_the_ref_and_says_where() {
+    let world = World::new(1).await;
+    let short = "labels: {io.copal.update.healthy-after: 2s}\nstop_grace_period: 1s";
+    Services { services: &[("one", STAY, short)] }.write_to(&world.repo);
+    let release = world.push_and_settle("first").await;
+    let before = world.service(0, "one").await;
+
+    world.repo.write("one/Dockerfile", "FROM scratch\nCOPY busybox /bin/busybox\nCOPY missing.sh /run.sh\n");
+    let output = world.repo.push("broken build").await;
+    let said = text(&output);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("one/Dockerfile:3"), "file and line: {said}");
+    assert!(said.contains("missing.sh"), "{said}");
+    let head = world.repo.git(&["ls-remote", "copal", "refs/heads/main"]);
+    assert!(!head.contains(world.repo.git(&["rev-parse", "HEAD"]).trim()), "the ref did not move");
+
+    world.repo.write("docker-compose.yml", "services:\n  one:\n    build: ./one\n    links: [two]\n");
+    let output = world.repo.push("key we cannot honour").await;
+    let said = text(&output);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("docker-compose.yml:4"), "{said}");
+    assert!(said.contains("links"), "{said}");
+
+    assert_eq!(world.latest().await["id"], release.as_str());
+    assert_eq!(world.service(0, "one").await["Id"], before["Id"], "devices are untouched");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_real_git_client_is_served_in_its_odder_ways() {
+    let world = World::new(0).await;
+    Services { services: &[("one", STAY, "")] }.write_to(&world.repo);
+
+    // 50 MB of history that does not compress, over several commits.
+    let mut noise = vec![0; 10 << 20];
+    for round in 0..5 {
+        getrandom::fill(&mut noise).unwrap();
+        world.repo.write("noise.bin", &noise);
+        world.repo.commit(&format!("noise {round}"));
+    }
+    world.repo.git(&["rm", "-q", "--cached", "noise.bin"]);
+    std::fs::remove_file(world.repo.path().join("noise.bin")).unwrap();
+    world.repo.push_ok("big history").await;
+
+    // A wrong token is refused, and says nothing of the repository.
+    let wrong = world.cloud.url.replace("http://", "http://anna:copal_wrong@");
+    let output = world.repo.push_args(&[&format!("{wrong}/git/porch.git"), "HEAD:main"]).await;
+    assert!(!output.status.success());
+    assert!(
+        text(&output).contains("Authentication failed") || text(&output).contains("401"),
+        "{}",
+        text(&output)
+    );
+
+    // A deleted branch is refused with a reason.
+    let output = world.repo.push_args(&["copal", ":main"]).await;
+    assert!(!output.status.success());
+    assert!(text(&output).contains("delet"), "{}", text(&output));
+
+    // A tag names a version.
+    world.repo.git(&["tag", "v1.4.0"]);
+    let output = world.repo.push_args(&["copal", "v1.4.0"]).await;
+    assert!(output.status.success(), "{}", text(&output));
+
+    // Push options: known ones work, an unknown one is refused with the list.
+    world.repo.commit("draft");
+    let output = world.repo.push_args(&["-o", "draft", "-o", "note=try it", "copal", "HEAD:main"]).await;
+    assert!(output.status.success(), "{}", text(&output));
+    let latest = world.latest().await;
+    assert_eq!(latest["status"], "draft", "{latest}");
+    assert_eq!(latest["note"], "try it");
+    world.repo.commit("unknown option");
+    let output = world.repo.push_args(&["-o", "colour=red", "copal", "HEAD:main"]).await;
+    assert!(!output.status.success());
+    assert!(text(&output).contains("draft"), "the list of options: {}", text(&output));
+
+    // A clone gives back what was pushed.
+    let remote = world.repo.git(&["remote", "get-url", "copal"]);
+    world.repo.git(&["clone", "-q", "-b", "main", remote.trim(), "again"]);
+    assert!(world.repo.path().join("again/docker-compose.yml").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_client_neither_stops_nor_doubles_the_build() {
+    let world = World::new(0).await;
+    Services { services: &[("one", STAY, "")] }.write_to(&world.repo);
+    world.repo.write(
+        "one/Dockerfile",
+        "FROM scratch\nCOPY busybox /bin/busybox\nCOPY run.sh /run.sh\n\
+         RUN [\"/bin/busybox\", \"sleep\", \"6\"]\nCMD [\"/bin/busybox\", \"sh\", \"/run.sh\"]\n",
+    );
+    let commit = world.repo.commit("slow build");
+    let mut push = world.repo.command(&["push", "copal", "HEAD:main"]).spawn().unwrap();
+    let build = eventually("the build runs", 60, || async {
+        let builds = world.cloud.get("/fleets/porch/builds").await;
+        let build = builds["items"][0].clone();
+        if build["status"] == "running" { Ok(build) } else { Err(builds.to_string()) }
+    })
+    .await;
+    push.kill().unwrap();
+    push.wait().unwrap();
+
+    // Pushing again while it builds joins the same build.
+    let output = world.repo.push_args(&["copal", "HEAD:main"]).await;
+    assert!(output.status.success(), "{}", text(&output));
+    let builds = world.cloud.get("/fleets/porch/builds").await;
+    let of_commit: Vec<_> =
+        builds["items"].as_array().unwrap().iter().filter(|b| b["commit"] == commit.as_str()).collect();
+    assert_eq!(of_commit.len(), 1, "{builds}");
+    assert_eq!(of_commit[0]["id"], build["id"]);
+    eventually("one release", 30, || async {
+        let releases = world.cloud.get("/fleets/porch/releases").await;
+        let items = releases["items"].as_array().unwrap();
+        if items.len() == 1 && items[0]["status"] == "final" { Ok(()) } else { Err(releases.to_string()) }
+    })
+    .await;
+}

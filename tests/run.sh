@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Everything CI runs. `tests/run.sh lint unit e2e browser` runs some stages only. Ends with `N passed, N failed`.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit
+
+export CARGO_TERM_COLOR=never RUST_BACKTRACE=1 INSTA_UPDATE=no CARGO_INCREMENTAL=0
+passed=0 failed=0 broken=()
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# Adds up what the test runners say, and remembers what failed.
+count() {
+    local p f
+    p=$(grep -oE '^(test result:.* )?[0-9]+ passed' "$log" | grep -oE '[0-9]+ passed' | awk '{n += $1} END {print n + 0}')
+    f=$(grep -E '^(test result:|[0-9]+ passed)' "$log" | grep -oE '[0-9]+ failed' | awk '{n += $1} END {print n + 0}')
+    passed=$((passed + p)) failed=$((failed + f))
+}
+
+# A stage that runs tests.
+tests() {
+    local name=$1 status
+    shift
+    printf '\n== %s\n' "$name"
+    "$@" 2>&1 | tee "$log"
+    status=${PIPESTATUS[0]}
+    local before=$failed
+    count
+    if [ "$status" != 0 ]; then
+        broken+=("$name")
+        [ "$failed" != "$before" ] || failed=$((failed + 1))
+    fi
+}
+
+# A stage that is one check.
+check() {
+    local name=$1
+    shift
+    printf '\n== %s\n' "$name"
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        broken+=("$name")
+    fi
+}
+
+shell_files() { git ls-files -z '*.sh' '.ci/run' | xargs -0 shellcheck; }
+
+stage_lint() {
+    check 'set-up: lint' tests/setup.sh lint
+    check 'format' cargo fmt --all --check
+    check 'clippy' cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+    check 'licences, bans, sources' cargo deny --offline --log-level error check bans licenses sources
+    check 'shellcheck' shell_files
+}
+stage_build() {
+    check 'build' cargo build --quiet --locked --workspace
+}
+stage_unit() {
+    tests 'unit' cargo test --quiet --locked --workspace --exclude copal-e2e
+}
+stage_e2e() {
+    check 'build' cargo build --quiet --locked --workspace
+    # Each test starts a cloud and devices of its own; two at a time suit two cores.
+    tests 'end to end' cargo test --quiet --locked -p copal-e2e -- --test-threads="${COPAL_E2E_THREADS:-2}"
+}
+stage_browser() {
+    check 'set-up: browser' tests/setup.sh browser
+    check 'build' cargo build --quiet --locked --workspace
+    tests 'browser' node tests/browser/run.mjs
+}
+
+stages=("$@")
+[ ${#stages[@]} -gt 0 ] || stages=(lint unit e2e browser)
+check 'set-up: engine' tests/setup.sh engine arm64
+if [ "$failed" != 0 ]; then
+    printf '\nwithout an engine most tests mean nothing; stopping here\n'
+    printf '%d passed, %d failed\n' "$passed" "$failed"
+    exit 1
+fi
+for stage in "${stages[@]}"; do
+    declare -F "stage_$stage" >/dev/null || { echo "no such stage: $stage (lint, build, unit, e2e, browser)" >&2; exit 2; }
+    "stage_$stage"
+done
+
+[ ${#broken[@]} = 0 ] || printf '\nfailed: %s\n' "${broken[*]}"
+printf '\n%d passed, %d failed\n' "$passed" "$failed"
+[ "$failed" = 0 ]

@@ -1,0 +1,127 @@
+#!/usr/bin/env bash
+# Installs and starts what the tests and the demo need. Running it again changes nothing.
+#
+#   tests/setup.sh [engine] [lint] [browser] [arm64]     (no word: engine)
+#
+#   engine   git, docker.io, iptables, busybox-static, skopeo; starts dockerd if no engine answers
+#   lint     shellcheck, cargo-deny
+#   browser  chromium, node, npm
+#   arm64    emulation of arm64 programs (qemu-user-static, binfmt-support) and the arm64 busybox
+#
+# A tool that is missing and cannot be installed is an error, with what to do about it.
+set -euo pipefail
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() {
+    printf 'setup: %s\n' "$@" >&2
+    exit 1
+}
+has() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif has sudo && sudo -n true 2>/dev/null; then
+        sudo -n "$@"
+    else
+        die "this step needs root: $*" \
+            "run it once as root (or allow sudo), then run this again: tests/setup.sh $WORDS"
+    fi
+}
+
+updated=
+install_packages() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    has apt-get || die "these packages are missing and there is no apt-get to install them: ${missing[*]}" \
+        "install their like with your distribution's tool, then run this again"
+    say "installing ${missing[*]}"
+    if [ -z "$updated" ]; then
+        as_root apt-get update -qq || say "apt-get update failed; trying with the lists there are"
+        updated=1
+    fi
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+        die "apt-get could not install: ${missing[*]}" "look at its messages above"
+}
+
+engine_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
+
+engine() {
+    has git || install_packages git
+    has curl || install_packages curl ca-certificates
+    install_packages busybox-static skopeo
+    if ! has docker || ! engine_answers; then
+        has dockerd || install_packages docker.io iptables
+        has iptables || install_packages iptables
+        start_engine
+    fi
+    say "engine: Docker $(docker version --format '{{.Server.Version}} (API {{.Server.APIVersion}})')"
+}
+
+start_engine() {
+    engine_answers && return
+    if [ -S /var/run/docker.sock ] && [ ! -w /var/run/docker.sock ]; then
+        die "an engine's socket is there, but $(id -un) may not use it" \
+            "run: sudo usermod -aG docker $(id -un), then log in again"
+    fi
+    local log=/tmp/copal-dockerd.log
+    if has systemctl && [ -d /run/systemd/system ]; then
+        say "starting docker by systemd"
+        as_root systemctl start docker || true
+    else
+        say "starting dockerd (its log: $log)"
+        # setsid: it outlives this script and the test run, and another run finds it answering.
+        # A pid file that a killed engine left behind would stop the new one.
+        if [ -f /var/run/docker.pid ] && ! kill -0 "$(cat /var/run/docker.pid)" 2>/dev/null; then
+            as_root rm -f /var/run/docker.pid
+        fi
+        as_root sh -c "setsid dockerd >>$log 2>&1 </dev/null &"
+    fi
+    local _
+    for _ in $(seq 60); do
+        engine_answers && return
+        sleep 0.5
+    done
+    [ -f "$log" ] && tail -n 15 "$log" >&2
+    die "no Docker engine answers after 30 s" \
+        "inside a container it needs --privileged, or the host's socket mounted at /var/run/docker.sock"
+}
+
+lint() {
+    install_packages shellcheck
+    if ! has cargo-deny; then
+        say "installing cargo-deny (compiles for some minutes, once)"
+        cargo install --quiet --locked cargo-deny --version '^0.20'
+    fi
+}
+
+browser() {
+    has chromium || install_packages chromium
+    has node || install_packages nodejs
+    has npm || install_packages npm
+    (cd "$(dirname "$0")/browser" && { [ -d node_modules/playwright-core ] || npm ci --silent --no-audit --no-fund; }) ||
+        die "npm could not install the browser tests' packages (tests/browser/package.json)"
+}
+
+arm64() {
+    [ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] && return
+    [ "$(uname -m)" = aarch64 ] && return
+    install_packages qemu-user-static binfmt-support
+    if [ ! -e /proc/sys/fs/binfmt_misc/register ]; then
+        as_root mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc || true
+    fi
+    [ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] || as_root update-binfmts --enable qemu-aarch64 ||
+        die "the kernel would not take the arm64 emulation (binfmt_misc)" \
+            "on the host, run: apt-get install qemu-user-static binfmt-support"
+}
+
+WORDS="${*:-engine}"
+for word in $WORDS; do
+    case "$word" in
+    engine | lint | browser | arm64) "$word" ;;
+    *) die "no such part: $word (engine, lint, browser, arm64)" ;;
+    esac
+done
