@@ -14,6 +14,7 @@
 //! | [`spec`] | the normalised service spec a release carries |
 //! | [`verify`] | the verification order of a device, step by step |
 //! | [`policy`] | what a service may ask of its host |
+//! | [`clock`] | the earliest time it can be |
 //! | [`seal`] | secrets sealed to one device |
 //! | [`enrol`] | enrolment tokens, login challenges, introduction secrets |
 //! | [`device_api`] | bodies of the device routes that are not signed documents |
@@ -22,6 +23,7 @@
 //! The normative text is `docs/protocol.md`.
 #![forbid(unsafe_code)]
 
+pub mod clock;
 pub mod config;
 pub mod device_api;
 pub mod documents;
@@ -33,4 +35,6 @@ pub mod keys;
 pub mod policy;
 pub mod seal;
 pub mod spec;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod verify;

@@ -1,0 +1,137 @@
+//! What serde cannot say of a release: that what its services refer to exists, and that they can start in some order.
+
+use std::collections::BTreeMap;
+
+use super::{Code, Error};
+use crate::{
+    documents::{ImageRef, Release, ReleaseKind},
+    ids::Name,
+    spec::{Mount, ServiceSpec},
+};
+
+/// The most services an app may have.
+const MAX_SERVICES: usize = 256;
+/// The most layers an image may have; engines stop at 127.
+const MAX_LAYERS: usize = 127;
+/// The network that is there without being declared.
+const DEFAULT_NETWORK: &str = "default";
+
+/// Refuses a release whose parts do not fit together.
+pub(super) fn check(release: &Release) -> Result<(), Error> {
+    match release.kind {
+        ReleaseKind::App if !release.payloads.is_empty() => {
+            bad("an app release with host payloads".to_owned())
+        }
+        ReleaseKind::Host if !release.services.is_empty() => bad("a host release with services".to_owned()),
+        ReleaseKind::Host => Ok(()),
+        ReleaseKind::App => check_services(release),
+    }
+}
+
+fn check_services(release: &Release) -> Result<(), Error> {
+    if release.services.len() > MAX_SERVICES {
+        return bad(format!("{} services, at most {MAX_SERVICES}", release.services.len()));
+    }
+    for (name, service) in &release.services {
+        check_references(release, name, &service.spec)?;
+        for (platform, image) in &service.images {
+            check_image(image).map_err(|why| {
+                Error::new(Code::Payload, format!("service {name}, image for {platform}: {why}"))
+            })?;
+        }
+    }
+    check_cycles(release)
+}
+
+fn check_references(release: &Release, name: &Name, spec: &ServiceSpec) -> Result<(), Error> {
+    for mount in spec.mounts.values() {
+        if let Mount::Volume { source: Some(volume), .. } = mount
+            && !release.volumes.contains_key(volume)
+        {
+            return bad(format!("service {name} mounts volume {volume}, which the release does not declare"));
+        }
+    }
+    for network in spec.networks.keys() {
+        if network.as_str() != DEFAULT_NETWORK && !release.networks.contains_key(network) {
+            return bad(format!(
+                "service {name} joins network {network}, which the release does not declare"
+            ));
+        }
+    }
+    for (dependency, how) in &spec.depends_on {
+        if !how.optional && !release.services.contains_key(dependency) {
+            return bad(format!("service {name} depends on {dependency}, which the release does not have"));
+        }
+    }
+    for mode in [&spec.network_mode, &spec.pid, &spec.ipc].into_iter().flatten() {
+        if let Some(other) = mode.strip_prefix("service:")
+            && !release.services.contains_key(other)
+        {
+            return bad(format!("service {name} shares with {mode}, which the release does not have"));
+        }
+    }
+    Ok(())
+}
+
+/// The repository becomes part of a URL that the device asks with its own token.
+fn check_image(image: &ImageRef) -> Result<(), String> {
+    let sound = |part: &str| {
+        part.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+    };
+    if image.repo.len() > 255 || !image.repo.split('/').all(sound) {
+        return Err("its repository is not a name of letters, digits, `.`, `_`, `-` and `/`".to_owned());
+    }
+    if image.layers.len() > MAX_LAYERS {
+        return Err(format!("{} layers, at most {MAX_LAYERS}", image.layers.len()));
+    }
+    Ok(())
+}
+
+/// Refuses services that wait for one another.
+fn check_cycles(release: &Release) -> Result<(), Error> {
+    let mut waits: BTreeMap<&Name, usize> = BTreeMap::new();
+    let mut waited_for: BTreeMap<&Name, Vec<&Name>> = BTreeMap::new();
+    for (name, service) in &release.services {
+        let before: Vec<&Name> = before(release, &service.spec);
+        waits.insert(name, before.len());
+        for dependency in before {
+            waited_for.entry(dependency).or_default().push(name);
+        }
+    }
+    let mut ready: Vec<&Name> = waits.iter().filter(|(_, n)| **n == 0).map(|(name, _)| *name).collect();
+    while let Some(name) = ready.pop() {
+        waits.remove(name);
+        for waiting in waited_for.remove(name).unwrap_or_default() {
+            if let Some(left) = waits.get_mut(waiting) {
+                *left -= 1;
+                if *left == 0 {
+                    ready.push(waiting);
+                }
+            }
+        }
+    }
+    if waits.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = waits.keys().map(|name| name.as_str()).take(10).collect();
+    bad(format!("services wait for one another: {}", names.join(", ")))
+}
+
+/// Services that must be there before one with this spec; each once.
+fn before<'a>(release: &'a Release, spec: &'a ServiceSpec) -> Vec<&'a Name> {
+    let shared = [&spec.network_mode, &spec.pid, &spec.ipc]
+        .into_iter()
+        .flatten()
+        .filter_map(|mode| release.services.get_key_value(mode.strip_prefix("service:")?))
+        .map(|(name, _)| name);
+    let mut all: Vec<&Name> =
+        spec.depends_on.keys().filter(|name| release.services.contains_key(*name)).chain(shared).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+fn bad(why: String) -> Result<(), Error> {
+    Err(Error::new(Code::Payload, why))
+}
