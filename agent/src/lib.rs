@@ -1,13 +1,23 @@
 //! The supervisor on the device: brings what runs to what verified documents say should run, and says why where it
 //! cannot.
 //!
+//! In: signed documents from the cloud, and what the engine shows. Out: containers, and signed reports.
+//! Never here: anything run on the word of the cloud alone; containers this agent did not make.
+//!
 //! ```text
 //! target ──▶ supervisor: observe ──▶ plan ──▶ apply ──▶ status ──▶ report
 //!                 ▲                              │
 //!                 └───────── engine events ◀─────┘
 //! ```
+//! Beside them: [`settings`] (`copal.json`, flags), [`state`] (durable, checksummed files), [`clock`], [`identity`]
+//! (keys, enrolment, login), [`cloud`] (bounded HTTP with pins).
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod clock;
+pub mod cloud;
 pub mod engine;
+pub mod identity;
+pub mod settings;
+pub mod state;
 pub mod target;

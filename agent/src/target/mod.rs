@@ -1,3 +1,7 @@
-//! What should run: signed documents in, a [`model::Target`] out.
+//! What should run: fetch → verify → store.
+//!
+//! In: documents from the cloud, and those stored before. Out: a [`model::Target`] on a watch channel, and the store of
+//! what was committed, is on trial or is parked. Never here: a document believed before [`copal_protocol::verify`]
+//! accepted it; a change to what runs because something could not be fetched or was refused.
 
 pub mod model;

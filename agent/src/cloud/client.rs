@@ -1,0 +1,299 @@
+//! The client and where it connects to.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, StatusCode, header};
+
+use super::{
+    error::CloudError,
+    fetch::{Answer, Blob, Limits, read_body, refusal},
+};
+use crate::{
+    clock::Clock,
+    settings::{check_url, is_loopback},
+};
+
+/// Where the cloud is and how to know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    urls: Vec<String>,
+    pins: Vec<String>,
+}
+
+impl Address {
+    /// Checks base URLs and pins.
+    ///
+    /// # Errors
+    /// What is wrong with which.
+    pub fn new(urls: &[String], pins: &[String]) -> Result<Self, String> {
+        if urls.is_empty() || urls.len() > 16 {
+            return Err("there must be 1 to 16 base URLs".to_owned());
+        }
+        for url in urls {
+            check_url(url)?;
+        }
+        for pin in pins {
+            pin.parse::<copal_tls::Pin>().map_err(|e| e.to_string())?;
+        }
+        Ok(Self {
+            urls: urls.iter().map(|u| u.trim_end_matches('/').to_owned()).collect(),
+            pins: pins.to_vec(),
+        })
+    }
+}
+
+/// A request for a bounded answer.
+#[derive(Debug, Clone)]
+pub struct Call<'a> {
+    /// GET or POST.
+    pub method: Method,
+    /// From the base URL on, beginning with `/`.
+    pub path: &'a str,
+    /// The device's token.
+    pub bearer: Option<&'a str>,
+    /// The payload hash one has already.
+    pub etag: Option<&'a str>,
+    /// A JSON body.
+    pub body: Option<Vec<u8>>,
+    /// The most bytes of the answer.
+    pub cap: usize,
+    /// How long the server may hold the request on purpose.
+    pub wait: Duration,
+}
+
+impl<'a> Call<'a> {
+    /// A GET.
+    #[must_use]
+    pub fn get(path: &'a str, cap: usize) -> Self {
+        Self { method: Method::GET, path, bearer: None, etag: None, body: None, cap, wait: Duration::ZERO }
+    }
+
+    /// A POST of JSON.
+    #[must_use]
+    pub fn post(path: &'a str, body: Vec<u8>, cap: usize) -> Self {
+        Self { method: Method::POST, body: Some(body), ..Self::get(path, cap) }
+    }
+
+    /// With the device's token.
+    #[must_use]
+    pub fn bearer(self, token: &'a str) -> Self {
+        Self { bearer: Some(token), ..self }
+    }
+}
+
+/// Talks to the cloud.
+pub struct Cloud {
+    state: Mutex<State>,
+    /// Which of the URLs answered last.
+    current: AtomicUsize,
+    clock: Clock,
+    limits: Limits,
+}
+
+struct State {
+    address: Address,
+    client: Option<(reqwest::Client, Option<SystemTime>)>,
+}
+
+impl Cloud {
+    /// A client of this address; connects when first asked.
+    #[must_use]
+    pub fn new(address: Address, clock: Clock, limits: Limits) -> Self {
+        Self {
+            state: Mutex::new(State { address, client: None }),
+            current: AtomicUsize::new(0),
+            clock,
+            limits,
+        }
+    }
+
+    /// Goes to another address from now on (Root named one).
+    pub fn set_address(&self, address: Address) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.address != address {
+            *state = State { address, client: None };
+            self.current.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Calls, and reads the whole bounded answer.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn call(&self, call: Call<'_>) -> Result<Answer, CloudError> {
+        let deadline = self.limits.deadline(call.cap) + call.wait;
+        let work = async {
+            let response = self.send(&call, &HeaderMap::new(), self.limits.first_byte + call.wait).await?;
+            let status = response.status();
+            let etag = response
+                .headers()
+                .get(header::ETAG)
+                .and_then(|v| v.to_str().ok())
+                .map(|v| v.trim_matches('"').to_owned());
+            if status == StatusCode::NOT_MODIFIED || status == StatusCode::NO_CONTENT {
+                return Ok(Answer { status: status.as_u16(), etag, body: Bytes::new() });
+            }
+            if !status.is_success() {
+                return Err(refusal(response, &self.limits, self.clock.now()).await);
+            }
+            let html = is_html(response.headers());
+            let body = read_body(response, call.cap, &self.limits).await?;
+            let begins = body.iter().find(|b| !b.is_ascii_whitespace());
+            if html || begins.is_some_and(|b| *b != b'{') {
+                return Err(captive("a page where signed JSON was expected"));
+            }
+            Ok(Answer { status: status.as_u16(), etag, body })
+        };
+        match tokio::time::timeout(deadline, work).await {
+            Ok(result) => result,
+            Err(_) => Err(CloudError::Slow(format!(
+                "{} took longer than {} s: the connection is too slow or the server hangs",
+                call.path,
+                deadline.as_secs()
+            ))),
+        }
+    }
+
+    /// Starts reading a blob at byte `from`; the reader bounds it.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn blob(&self, path: &str, bearer: &str, from: u64) -> Result<Blob, CloudError> {
+        let mut headers = HeaderMap::new();
+        if from > 0 {
+            let range = format!("bytes={from}-").parse().expect("digits are a header value");
+            headers.insert(header::RANGE, range);
+        }
+        let call = Call::get(path, 0).bearer(bearer);
+        let response = self.send(&call, &headers, self.limits.first_byte).await?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(refusal(response, &self.limits, self.clock.now()).await);
+        }
+        if is_html(response.headers()) {
+            return Err(captive("a page where a blob was expected"));
+        }
+        // A server that knows no ranges starts from the beginning.
+        let at = if status == StatusCode::PARTIAL_CONTENT { from } else { 0 };
+        Ok(Blob::new(response, at, self.limits.clone()))
+    }
+
+    async fn send(
+        &self,
+        call: &Call<'_>,
+        headers: &HeaderMap,
+        patience: Duration,
+    ) -> Result<reqwest::Response, CloudError> {
+        let (client, base, count) = self.client()?;
+        let mut request = client.request(call.method.clone(), format!("{base}{}", call.path));
+        request = request.headers(headers.clone());
+        if let Some(token) = call.bearer {
+            request = request.bearer_auth(token);
+        }
+        if let Some(etag) = call.etag {
+            request = request.header(header::IF_NONE_MATCH, format!("\"{etag}\""));
+        }
+        if let Some(body) = &call.body {
+            request = request.header(header::CONTENT_TYPE, "application/json").body(body.clone());
+        }
+        let sent = match tokio::time::timeout(patience, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(e)) => Err(CloudError::transport(format!("{base}: {}", causes(&e.without_url())))),
+            Err(_) => {
+                Err(CloudError::transport(format!("{base}: no answer within {} s", patience.as_secs())))
+            }
+        };
+        if sent.is_err() && count > 1 {
+            // The next call tries the next base URL.
+            self.current.fetch_add(1, Ordering::Relaxed);
+        }
+        let response = sent?;
+        if response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED {
+            return Err(captive(
+                "a redirect, which is never followed (it would carry the credential elsewhere)",
+            ));
+        }
+        Ok(response)
+    }
+
+    fn client(&self) -> Result<(reqwest::Client, String, usize), CloudError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let urls = &state.address.urls;
+        let base = urls[self.current.load(Ordering::Relaxed) % urls.len()].clone();
+        let count = urls.len();
+        // The resolver reads resolv.conf once in its life; a device changes networks.
+        let resolver = std::fs::metadata("/etc/resolv.conf").and_then(|m| m.modified()).ok();
+        if let Some((client, seen)) = &state.client
+            && *seen == resolver
+        {
+            return Ok((client.clone(), base, count));
+        }
+        let client = build(&state.address, &self.clock).map_err(CloudError::transport)?;
+        state.client = Some((client.clone(), resolver));
+        Ok((client, base, count))
+    }
+}
+
+fn build(address: &Address, clock: &Clock) -> Result<reqwest::Client, String> {
+    let floored = clock.clone();
+    let time: copal_tls::Clock = std::sync::Arc::new(move || floored.now());
+    let mut tls =
+        copal_tls::client_config(&address.pins, &time).map_err(|e| format!("TLS cannot be set up: {e}"))?;
+    // One long poll and the odd short call: HTTP/1.1 keeps the client small.
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let mut builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .hickory_dns(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .http1_only()
+        .connect_timeout(Duration::from_secs(30))
+        .tcp_keepalive(Duration::from_secs(30))
+        .pool_idle_timeout(Duration::from_secs(90))
+        .pool_max_idle_per_host(2)
+        .user_agent(concat!("copal-agent/", env!("CARGO_PKG_VERSION")));
+    let only_here =
+        address.urls.iter().all(|u| u.parse::<http::Uri>().is_ok_and(|u| u.host().is_some_and(is_loopback)));
+    if only_here {
+        // A proxy cannot reach this machine's own loopback.
+        builder = builder.no_proxy();
+    }
+    builder.build().map_err(|e| format!("the HTTP client cannot be set up: {}", causes(&e)))
+}
+
+fn is_html(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.to_ascii_lowercase().contains("html"))
+}
+
+fn captive(what: &str) -> CloudError {
+    CloudError::Transport {
+        detail: format!(
+            "captive: {what}; probably a sign-in page of this network answers instead of the cloud: sign the network in"
+        ),
+        captive: true,
+    }
+}
+
+/// An error with all its causes; reqwest's own text names only the outermost.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        let more = e.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = e.source();
+    }
+    text
+}
