@@ -1,0 +1,337 @@
+//! A device believes only what its owner's root lets it believe; whatever else it is served, what ran goes on.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+use std::sync::{Arc, Mutex};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use copal_e2e::{
+    device::Device,
+    engine, eventually,
+    proxy::{Answer, Proxy},
+    repo::{STAY, Services},
+    world::World,
+};
+use copal_protocol::{
+    documents::{Assignment, Release},
+    envelope::Envelope,
+    keys::SigningKey,
+};
+use serde_json::Value;
+
+const SHORT: &str = "labels: {io.copal.update.healthy-after: 2s}\nstop_grace_period: 1s";
+
+/// A fleet whose one device sees the cloud through a proxy, on a committed release.
+async fn behind_proxy() -> (World, Proxy, String, Value) {
+    let mut world = World::new(0).await;
+    let proxy = Proxy::start(&world.cloud.url).await;
+    world.join(Some(&proxy)).await;
+    Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
+    let release = world.push_and_settle("works").await;
+    let container = world.service(0, "app").await;
+    (world, proxy, release, container)
+}
+
+async fn still_runs(world: &World, container: &Value) {
+    assert_eq!(world.service(0, "app").await["Id"], container["Id"], "what ran goes on");
+}
+
+/// Pushes a change while the proxy plays its part; the device must refuse with this code. Then the proxy turns
+/// honest, and the device takes the release by itself.
+async fn refused_then_taken(world: &World, proxy: &Proxy, container: &Value, code: &str, part: impl Part) {
+    proxy.rewrite(move |path, body| part.answer(path, body));
+    world
+        .repo
+        .write("app/run.sh", format!("#!/bin/busybox sh\necho {code} {}\n{STAY}\n", copal_e2e::unique()));
+    world.repo.push_ok(code).await;
+    world.reason(0, code).await;
+    still_runs(world, container).await;
+    proxy.honest();
+    let id = world.latest().await["id"].as_str().unwrap().to_owned();
+    world.on_target(&id).await;
+}
+
+trait Part: Send + Sync + 'static {
+    fn answer(&self, path: &str, body: &[u8]) -> Option<Answer>;
+}
+
+impl<F: Fn(&str, &[u8]) -> Option<Answer> + Send + Sync + 'static> Part for F {
+    fn answer(&self, path: &str, body: &[u8]) -> Option<Answer> {
+        self(path, body)
+    }
+}
+
+fn is_release(path: &str) -> bool {
+    path.starts_with("/device/v1/releases/")
+}
+
+/// The envelope as loose JSON, for tampering.
+fn tamper(body: &[u8], change: impl Fn(&mut Value)) -> Option<Answer> {
+    let mut envelope: Value = serde_json::from_slice(body).ok()?;
+    change(&mut envelope);
+    Some(Answer::Body(envelope.to_string().into_bytes()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tampered_release_is_refused_with_its_code_and_what_ran_goes_on() {
+    let (world, proxy, _, container) = behind_proxy().await;
+
+    refused_then_taken(&world, &proxy, &container, "E_SIG_INVALID", |path: &str, body: &[u8]| {
+        is_release(path).then(|| {
+            tamper(body, |e| {
+                let mut sig = BASE64.decode(e["signatures"][0]["sig"].as_str().unwrap()).unwrap();
+                sig[10] ^= 1;
+                e["signatures"][0]["sig"] = Value::String(BASE64.encode(sig));
+            })
+        })?
+    })
+    .await;
+    let container = world.service(0, "app").await;
+
+    refused_then_taken(&world, &proxy, &container, "E_SIG_MISSING", |path: &str, body: &[u8]| {
+        is_release(path).then(|| tamper(body, |e| e["signatures"] = Value::Array(Vec::new())))?
+    })
+    .await;
+    let container = world.service(0, "app").await;
+
+    let stranger = SigningKey::from_seed(&[7; 32]);
+    refused_then_taken(&world, &proxy, &container, "E_SIG_UNKNOWN_KEY", move |path: &str, body: &[u8]| {
+        if !is_release(path) {
+            return None;
+        }
+        let payload = Envelope::parse::<Release>(body).ok()?.payload().to_vec();
+        let mut forged = Envelope::unsigned::<Release>(payload);
+        forged.add_signature(&stranger);
+        Some(Answer::Body(forged.to_bytes()))
+    })
+    .await;
+    let container = world.service(0, "app").await;
+
+    // Signed by a key the root knows, for something else: the cloud's online key.
+    let assign = world.cloud.dir.path().join("keys/assign.key");
+    let mut seed = [0; 32];
+    hex::decode_to_slice(std::fs::read_to_string(assign).unwrap().trim(), &mut seed).unwrap();
+    let assign = SigningKey::from_seed(&seed);
+    refused_then_taken(&world, &proxy, &container, "E_SIG_WRONG_ROLE", move |path: &str, body: &[u8]| {
+        if !is_release(path) {
+            return None;
+        }
+        let payload = Envelope::parse::<Release>(body).ok()?.payload().to_vec();
+        let mut forged = Envelope::unsigned::<Release>(payload);
+        forged.add_signature(&assign);
+        Some(Answer::Body(forged.to_bytes()))
+    })
+    .await;
+    let container = world.service(0, "app").await;
+
+    refused_then_taken(&world, &proxy, &container, "E_RELEASE_HASH", |path: &str, body: &[u8]| {
+        is_release(path).then(|| {
+            tamper(body, |e| {
+                let mut payload = BASE64.decode(e["payload"].as_str().unwrap()).unwrap();
+                let last = payload.len() - 1;
+                payload[last] = b' ';
+                payload.push(b'}');
+                e["payload"] = Value::String(BASE64.encode(payload));
+            })
+        })?
+    })
+    .await;
+    let container = world.service(0, "app").await;
+
+    refused_then_taken(&world, &proxy, &container, "E_TOO_LARGE", |path: &str, _: &[u8]| {
+        is_release(path).then_some(Answer::Endless(100 << 20))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_assignment_replayed_or_meant_for_another_is_refused() {
+    let (mut world, proxy, _, _) = behind_proxy().await;
+
+    // Keep what this device was served, and serve it again after the next release.
+    let kept: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let keep = kept.clone();
+    proxy.rewrite(move |path, body| {
+        if path == "/device/v1/state" && !body.is_empty() {
+            *keep.lock().unwrap() = body.to_vec();
+        }
+        None
+    });
+    let short = format!("#!/bin/busybox sh\necho second\n{STAY}\n");
+    world.repo.write("app/run.sh", short);
+    let second = world.push_and_settle("second").await;
+    let old = kept.lock().unwrap().clone();
+    world.repo.write("app/run.sh", format!("#!/bin/busybox sh\necho third\n{STAY}\n"));
+    let third = world.push_and_settle("third").await;
+    assert_ne!(second, third);
+    let container = world.service(0, "app").await;
+    let old_seq: Assignment =
+        serde_json::from_slice(Envelope::parse::<Assignment>(&old).unwrap().payload()).unwrap();
+
+    let replay = old.clone();
+    proxy.rewrite(move |path, _| (path == "/device/v1/state").then(|| Answer::Body(replay.clone())));
+    // A held poll of before must end first; another device's enrolment takes that time well.
+    let other = world.join(None).await;
+    world.repo.write("app/run.sh", format!("#!/bin/busybox sh\necho fourth\n{STAY}\n"));
+    world.repo.push_ok("fourth").await;
+    world.reason(0, "E_ASSIGN_ROLLBACK").await;
+    still_runs(&world, &container).await;
+
+    // After a restart of the agent too: what was accepted is remembered.
+    world.devices[0].kill().await;
+    world.devices[0].start();
+    eventually("the replay is refused after a restart", 60, || async {
+        let log = world.devices[0].log();
+        if log.matches("E_ASSIGN_ROLLBACK").count() >= 2 { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+    still_runs(&world, &container).await;
+    assert!(old_seq.seq > 0);
+
+    // The other device's assignment.
+    let others = Arc::new(Mutex::new(Vec::<u8>::new()));
+    let tap = Proxy::start(&world.cloud.url).await;
+    let keep = others.clone();
+    tap.rewrite(move |path, body| {
+        if path == "/device/v1/state" && !body.is_empty() {
+            *keep.lock().unwrap() = body.to_vec();
+        }
+        None
+    });
+    let third_device = world.join(Some(&tap)).await;
+    eventually("the tap saw an assignment", 60, || async {
+        if others.lock().unwrap().is_empty() { Err("not yet".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    let foreign = others.lock().unwrap().clone();
+    proxy.rewrite(move |path, _| (path == "/device/v1/state").then(|| Answer::Body(foreign.clone())));
+    world.reason(0, "E_DEVICE_MISMATCH").await;
+    still_runs(&world, &container).await;
+    assert!(third_device > other);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_assignment_with_a_key_twice_or_a_torn_envelope_is_refused() {
+    let (world, proxy, _, container) = behind_proxy().await;
+    refused_then_taken(&world, &proxy, &container, "E_ENVELOPE", |path: &str, body: &[u8]| {
+        (path == "/device/v1/state" && !body.is_empty()).then(|| {
+            let text = String::from_utf8_lossy(body).replacen('{', "{\"payload\":\"\",", 1);
+            Answer::Body(text.into_bytes())
+        })
+    })
+    .await;
+    let container = world.service(0, "app").await;
+
+    // Signed by the right key, with one key twice: two readers could read two documents.
+    let assign = world.cloud.dir.path().join("keys/assign.key");
+    let mut seed = [0; 32];
+    hex::decode_to_slice(std::fs::read_to_string(assign).unwrap().trim(), &mut seed).unwrap();
+    let assign = SigningKey::from_seed(&seed);
+    refused_then_taken(&world, &proxy, &container, "E_DUP_KEY", move |path: &str, body: &[u8]| {
+        if path != "/device/v1/state" || body.is_empty() {
+            return None;
+        }
+        let payload = Envelope::parse::<Assignment>(body).ok()?.payload().to_vec();
+        let text = String::from_utf8(payload).unwrap().replacen('{', "{\"seq\":9000000000,", 1);
+        let mut forged = Envelope::unsigned::<Assignment>(text.into_bytes());
+        forged.add_signature(&assign);
+        Some(Answer::Body(forged.to_bytes()))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_serves_another_layer_or_config_is_refused() {
+    let (world, proxy, _, mut container) = behind_proxy().await;
+    for what in ["layer", "config"] {
+        let part = move |path: &str, body: &[u8]| {
+            let blob = path.starts_with("/v2/") && path.contains("/blobs/");
+            let is_config = serde_json::from_slice::<Value>(body).is_ok();
+            (blob && !body.is_empty() && is_config == (what == "config")).then(|| {
+                let mut other = body.to_vec();
+                let middle = other.len() / 2;
+                other[middle] ^= 0x20;
+                Answer::Body(other)
+            })
+        };
+        refused_then_taken(&world, &proxy, &container, "E_PULL_VERIFY", part).await;
+        container = world.service(0, "app").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_root_stops_new_releases_and_not_what_runs() {
+    let world = World::with_fleet(1, &["--root-expires", "12s"]).await;
+    Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
+    world.push_and_settle("works").await;
+    let container = world.service(0, "app").await;
+    tokio::time::sleep(std::time::Duration::from_secs(12)).await;
+    world.repo.write("app/run.sh", format!("#!/bin/busybox sh\necho late\n{STAY}\n"));
+    let _ = world.repo.push("late").await;
+    world.reason(0, "E_ROOT_EXPIRED").await;
+    still_runs(&world, &container).await;
+
+    // The owner renews it, and the device goes on.
+    world.owner.ok(&["root", "renew", "--fleet", "porch"]).await;
+    world.repo.write("app/run.sh", format!("#!/bin/busybox sh\necho renewed\n{STAY}\n"));
+    world.push_and_settle("renewed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_device_is_refused_at_once_and_keeps_what_it_runs() {
+    let world = World::new(2).await;
+    Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
+    world.push_and_settle("works").await;
+    let container = world.service(0, "app").await;
+    let device = world.device(0).await.unwrap();
+    let id = device["device_id"].as_str().unwrap();
+    world.owner.ok(&["device", "revoke", id, "--yes"]).await;
+    eventually("the agent is told", 5, || async {
+        let log = world.devices[0].log();
+        if log.contains("device_revoked") { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .await;
+    world.repo.write("app/run.sh", format!("#!/bin/busybox sh\necho second\n{STAY}\n"));
+    world.repo.push_ok("second").await;
+    let id = world.latest().await["id"].as_str().unwrap().to_owned();
+    eventually("the other device goes on", 60, || async {
+        let other = world.device(1).await.unwrap();
+        if other["committed_release"] == id.as_str() { Ok(()) } else { Err(other.to_string()) }
+    })
+    .await;
+    still_runs(&world, &container).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_owner_mode_nothing_runs_before_the_owner_signed_it() {
+    for mode in ["owner", "both"] {
+        let world = World::with_fleet(1, &["--release-mode", mode]).await;
+        Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
+        let said = world.repo.push_ok("unsigned").await;
+        assert!(said.contains("sign"), "the push says what is next: {said}");
+        let release = world.latest().await;
+        assert_eq!(release["status"], "awaiting_signature", "{release}");
+        let id = release["id"].as_str().unwrap();
+        let prefix = &world.devices[0].prefix;
+        assert!(engine::containers(prefix, None).is_empty());
+        world.owner.ok(&["release", "sign", id, "--yes"]).await;
+        world.on_target(id).await;
+        world.service(0, "app").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copied_token_joins_no_second_device() {
+    let world = World::new(1).await;
+    eventually("the first joined", 30, || async { world.device(0).await.map(drop).ok_or("no".to_owned()) })
+        .await;
+    let mut copy = Device::new();
+    std::fs::copy(world.devices[0].config_file(), copy.config_file()).unwrap();
+    copy.start();
+    eventually("the copy is refused", 30, || async {
+        let log = copy.log();
+        if log.contains("enrolment_token") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    let list = world.cloud.get("/fleets/porch/devices").await;
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+}
