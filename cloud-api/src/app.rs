@@ -7,12 +7,14 @@ use std::{
 
 use anyhow::Context as _;
 use object_store::{ObjectStore, local::LocalFileSystem};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    auth,
     bus::{Bus, LocalBus},
     config::Config,
     keys::ServerKeys,
-    store::Db,
+    store::{Db, fleets},
 };
 
 /// The running cloud; cheap to clone.
@@ -32,6 +34,12 @@ pub struct Inner {
     pub keys: ServerKeys,
     /// Hints between rooms.
     pub bus: Arc<dyn Bus>,
+    /// Signing in.
+    pub auth: auth::Memory,
+    /// The newest root of each fleet.
+    pub roots: fleets::Roots,
+    /// Set when the cloud is about to stop: streams and long polls end, requests finish.
+    pub stopping: CancellationToken,
 }
 
 /// Opens everything a data folder holds.
@@ -46,11 +54,26 @@ pub async fn open(config: Config) -> anyhow::Result<App> {
     let blobs = LocalFileSystem::new_with_prefix(config.blobs())
         .with_context(|| format!("opening the blob folder {}", config.blobs().display()))?;
     let keys = ServerKeys::open(&config.keys())?;
-    Ok(Arc::new(Inner { db, blobs: Arc::new(blobs), keys, bus: Arc::new(LocalBus::default()), config }))
+    Ok(Arc::new(Inner {
+        db,
+        blobs: Arc::new(blobs),
+        keys,
+        bus: Arc::new(LocalBus::default()),
+        auth: auth::Memory::default(),
+        roots: fleets::Roots::default(),
+        stopping: CancellationToken::new(),
+        config,
+    }))
 }
 
 /// Unix seconds by the wall clock.
 #[must_use]
 pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// [`now`] as the database keeps it.
+#[must_use]
+pub fn now_i64() -> i64 {
+    i64::try_from(now()).unwrap_or(i64::MAX)
 }

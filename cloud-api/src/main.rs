@@ -1,2 +1,4 @@
-//! Placeholder.
+//! The `copal-cloud` program.
+#![forbid(unsafe_code)]
+
 fn main() {}

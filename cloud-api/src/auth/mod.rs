@@ -1,1 +1,300 @@
-//! (room of its own; see the crate doc)
+//! People and their tokens: who calls, and what they may do.
+//!
+//! In: the credentials of a request (`Authorization`, or the session cookie). Out: a [`Caller`], or 401.
+//! Never here: devices (they have sessions of their own, see `devices/`), and no secret is stored: passwords are
+//! argon2id, tokens and sessions are kept as SHA-256.
+
+mod caller;
+pub mod limits;
+pub mod passwords;
+pub mod sessions;
+pub mod tokens;
+pub mod users;
+
+use std::{fmt, str::FromStr};
+
+use copal_protocol::ids::FleetId;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+pub use caller::{PEER_HEADER, basic};
+
+use crate::{
+    error::{Problem, Result},
+    store::fleets::FleetRow,
+};
+
+/// What rooms of people keep in memory.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// How often signing in failed lately.
+    pub limits: limits::Limits,
+    /// Bounds how many passwords are hashed at once.
+    pub hashing: passwords::Hashing,
+}
+
+/// What a person is to this server; each may do what those before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Looks.
+    Viewer,
+    /// Deploys what there is.
+    Operator,
+    /// Pushes new releases.
+    Developer,
+    /// Makes fleets, lets devices in and out.
+    Admin,
+    /// Everything, users included.
+    Owner,
+}
+
+/// What a token may do of what its person may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// Looks.
+    Read,
+    /// Looks, pushes git and images.
+    Push,
+    /// All of it.
+    Full,
+}
+
+/// A kind of act, as routes ask for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// Look.
+    Read,
+    /// Make a release: git push, image push, build, sign, note.
+    Push,
+    /// Change what devices run: deploy, pin, variables, tags, retry.
+    Deploy,
+    /// Fleets, roots, enrolment tokens, letting devices in and out, the audit log.
+    Manage,
+    /// Users and the server itself.
+    Own,
+}
+
+macro_rules! words {
+    ($type:ty, $what:literal, $($variant:ident = $word:literal),*) => {
+        impl $type {
+            /// The word used in the database and on the wire.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),* }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = anyhow::Error;
+
+            fn from_str(text: &str) -> anyhow::Result<Self> {
+                match text {
+                    $($word => Ok(Self::$variant),)*
+                    other => anyhow::bail!("{other:?} is not a {}", $what),
+                }
+            }
+        }
+    };
+}
+
+words!(
+    Role,
+    "role",
+    Viewer = "viewer",
+    Operator = "operator",
+    Developer = "developer",
+    Admin = "admin",
+    Owner = "owner"
+);
+words!(Scope, "scope", Read = "read", Push = "push", Full = "full");
+
+impl Act {
+    /// The least role that may do it.
+    const fn role(self) -> Role {
+        match self {
+            Self::Read => Role::Viewer,
+            Self::Push => Role::Developer,
+            Self::Deploy => Role::Operator,
+            Self::Manage => Role::Admin,
+            Self::Own => Role::Owner,
+        }
+    }
+
+    /// The least scope that may do it.
+    const fn scope(self) -> Scope {
+        match self {
+            Self::Read => Scope::Read,
+            Self::Push => Scope::Push,
+            Self::Deploy | Self::Manage | Self::Own => Scope::Full,
+        }
+    }
+}
+
+/// Who makes a request. As an axum extractor it refuses with 401 what shows no valid credentials.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// For the audit log: `anna@example.org`, `token:ci (anna@example.org)` or `system`.
+    pub who: String,
+    /// The person's address.
+    pub email: String,
+    /// The person.
+    pub user_id: String,
+    /// What the person is.
+    pub role: Role,
+    /// What the credentials allow of that.
+    pub scope: Scope,
+    /// The only fleet the credentials open; `None` opens all.
+    pub fleet: Option<FleetId>,
+    /// The name of the token, where one was used.
+    pub token: Option<String>,
+    /// Where the request came from: an IP address.
+    pub source: String,
+}
+
+impl Caller {
+    /// The server itself, acting on its own account (a build that ended, an operator at its command line).
+    #[must_use]
+    pub fn system() -> Self {
+        Self {
+            who: "system".to_owned(),
+            email: String::new(),
+            user_id: String::new(),
+            role: Role::Owner,
+            scope: Scope::Full,
+            fleet: None,
+            token: None,
+            source: "local".to_owned(),
+        }
+    }
+
+    /// Whether the caller may do this, on this fleet where it is about one.
+    ///
+    /// # Errors
+    /// 404 `not_found` for a fleet the token does not open, 403 `role_insufficient` or `scope_insufficient` else.
+    pub fn may(&self, act: Act, fleet: Option<&FleetRow>) -> Result<()> {
+        match (self.fleet, fleet) {
+            (Some(own), Some(asked)) if own != asked.fleet_id => {
+                return Err(Problem::not_found(format!("fleet {:?}", asked.slug)));
+            }
+            (Some(_), None) if act != Act::Read => {
+                return Err(Problem::forbidden(
+                    "scope_insufficient",
+                    "This token opens one fleet only; what was asked concerns the whole server. Use a token without a fleet.",
+                ));
+            }
+            _ => {}
+        }
+        if self.role < act.role() {
+            return Err(Problem::forbidden(
+                "role_insufficient",
+                format!(
+                    "{} has the role {}; this needs {} or more. Ask an owner of this server.",
+                    self.email,
+                    self.role,
+                    act.role()
+                ),
+            ));
+        }
+        if self.scope < act.scope() {
+            return Err(Problem::forbidden(
+                "scope_insufficient",
+                format!(
+                    "The token has the scope {}; this needs {}. Make another with `copal token create --scope {}`.",
+                    self.scope,
+                    act.scope(),
+                    act.scope()
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `prefix` and 256 random bits in base64url: a token or session id as its holder has it.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn random_secret(prefix: &str) -> Result<String> {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| Problem::internal(format!("no randomness: {e}")))?;
+    Ok(format!("{prefix}{}", URL_SAFE_NO_PAD.encode(bytes)))
+}
+
+/// 128 random bits in hex: an id.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn random_id() -> Result<String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|e| Problem::internal(format!("no randomness: {e}")))?;
+    Ok(hex::encode(bytes))
+}
+
+/// How a secret of 256 random bits is kept: its SHA-256. (A password is not such a secret; see [`passwords`].)
+#[must_use]
+pub fn hash_secret(secret: &str) -> String {
+    copal_protocol::ids::Sha256Hex::of(secret.as_bytes()).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(role: Role, scope: Scope) -> Caller {
+        Caller { role, scope, ..Caller::system() }
+    }
+
+    #[test]
+    fn a_role_may_what_the_lesser_ones_may() {
+        let may = |role, act| caller(role, Scope::Full).may(act, None).is_ok();
+        let table: Vec<String> = [Role::Viewer, Role::Operator, Role::Developer, Role::Admin, Role::Owner]
+            .into_iter()
+            .map(|role| {
+                let acts = [Act::Read, Act::Deploy, Act::Push, Act::Manage, Act::Own];
+                let allowed: Vec<_> =
+                    acts.into_iter().filter(|a| may(role, *a)).map(|a| format!("{a:?}")).collect();
+                format!("{role}: {}", allowed.join(" "))
+            })
+            .collect();
+        insta::assert_snapshot!(table.join("\n"), @r"
+        viewer: Read
+        operator: Read Deploy
+        developer: Read Deploy Push
+        admin: Read Deploy Push Manage
+        owner: Read Deploy Push Manage Own
+        ");
+    }
+
+    #[test]
+    fn a_scope_takes_away() {
+        assert!(caller(Role::Owner, Scope::Push).may(Act::Push, None).is_ok());
+        assert_eq!(
+            caller(Role::Owner, Scope::Push).may(Act::Deploy, None).unwrap_err().code(),
+            "scope_insufficient"
+        );
+        assert_eq!(
+            caller(Role::Owner, Scope::Read).may(Act::Push, None).unwrap_err().code(),
+            "scope_insufficient"
+        );
+    }
+
+    #[test]
+    fn a_token_of_one_fleet_does_not_learn_of_others() {
+        let mine = FleetRow::example("mine", 1);
+        let other = FleetRow::example("other", 2);
+        let caller = Caller { fleet: Some(mine.fleet_id), ..Caller::system() };
+        assert!(caller.may(Act::Manage, Some(&mine)).is_ok());
+        assert_eq!(caller.may(Act::Read, Some(&other)).unwrap_err().code(), "not_found");
+        assert_eq!(caller.may(Act::Manage, None).unwrap_err().code(), "scope_insufficient");
+        assert!(caller.may(Act::Read, None).is_ok());
+    }
+}

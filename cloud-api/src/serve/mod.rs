@@ -1,1 +1,26 @@
-//! (room of its own; see the crate doc)
+//! Listening, and what every request passes through.
+//!
+//! In: connections. Out: responses of the rooms' routers, each with a request id, security headers and bounds.
+//! Never here: what a route means.
+
+mod layers;
+
+use axum::{Router, routing::get};
+
+use crate::{
+    api::{self, health, openapi},
+    app::App,
+    error::Problem,
+};
+
+/// Joins the routers of all rooms, within the layers every request passes. A room with routes outside `/api/v1` adds
+/// its line here.
+pub fn router(app: App) -> Router {
+    let rooms = Router::new()
+        .nest("/api/v1", Router::from(api::router()))
+        .route("/api/v1/openapi.json", get(openapi::serve))
+        .route("/healthz", get(health::healthz))
+        .route("/readyz", get(health::readyz))
+        .fallback(|| async { Problem::not_found("such route") });
+    layers::around(rooms, &app).with_state(app)
+}

@@ -3,6 +3,8 @@
 //! In: queries of the repositories, which live in the room of their aggregate (`fleets.rs` here, `devices/rows.rs`, …).
 //! Out: rows. Never here: HTTP, signing, decisions. The SQL keeps to what PostgreSQL reads too, so that it can take over.
 
+pub mod fleets;
+
 use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;

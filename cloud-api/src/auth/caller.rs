@@ -1,0 +1,142 @@
+//! From the headers of a request to a [`Caller`].
+
+use axum::{
+    extract::FromRequestParts,
+    http::{HeaderMap, Method, header, request::Parts},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+
+use super::{Caller, sessions, tokens};
+use crate::{
+    app::App,
+    error::{Problem, Result},
+};
+
+/// Carries the peer's IP address from the listener to whoever needs it. The outermost layer sets or removes it, so
+/// what a client sends under this name is never seen.
+pub const PEER_HEADER: &str = "x-copal-peer";
+
+/// The header that every write under the session cookie must carry: a foreign page cannot set it.
+pub const CSRF_HEADER: &str = "x-copal-csrf";
+
+/// Where a request came from, as [`PEER_HEADER`] says.
+#[must_use]
+pub fn source(headers: &HeaderMap) -> String {
+    headers.get(PEER_HEADER).and_then(|v| v.to_str().ok()).unwrap_or("unknown").to_owned()
+}
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
+        if parts.headers.contains_key(header::AUTHORIZATION) {
+            let token = bearer(&parts.headers).ok_or_else(|| {
+                Problem::unauthorized(
+                    "credentials_invalid",
+                    "The Authorization header is not `Bearer copal_…`. Make a token with `copal token create`.",
+                )
+            })?;
+            return tokens::caller(app, token, source(&parts.headers)).await;
+        }
+        let Some(session) = sessions::cookie(&parts.headers) else {
+            return Err(Problem::unauthorized(
+                "credentials_missing",
+                "This needs credentials: `Authorization: Bearer copal_…`, or a signed-in session.",
+            ));
+        };
+        let caller = sessions::caller(app, session, source(&parts.headers)).await?;
+        if !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+            same_site(&parts.headers, &app.config.url)?;
+        }
+        Ok(caller)
+    }
+}
+
+/// Credentials as git and registry clients send them: HTTP Basic with a token as password, whatever the user name;
+/// a Bearer token is taken as well.
+///
+/// # Errors
+/// 401 where there are none or they are not valid.
+pub async fn basic(app: &App, headers: &HeaderMap) -> Result<Caller> {
+    let missing = || {
+        Problem::unauthorized(
+            "credentials_missing",
+            "This needs credentials: any user name, and an API token (`copal token create`) as the password.",
+        )
+    };
+    let value = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).ok_or_else(missing)?;
+    if let Some(token) = bearer(headers) {
+        return tokens::caller(app, token, source(headers)).await;
+    }
+    let (scheme, encoded) = value.split_once(' ').ok_or_else(missing)?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return Err(missing());
+    }
+    let decoded = BASE64.decode(encoded.trim()).ok().and_then(|b| String::from_utf8(b).ok());
+    let decoded = decoded.ok_or_else(missing)?;
+    let (_, password) = decoded.split_once(':').ok_or_else(missing)?;
+    tokens::caller(app, password, source(headers)).await
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Refuses a write that a foreign page could have caused. A browser sends the session cookie by itself; the header
+/// only a page of this origin can add, and `Origin` and `Sec-Fetch-Site` no page can forge.
+///
+/// # Errors
+/// 403 `csrf`.
+pub fn same_site(headers: &HeaderMap, url: &str) -> Result<()> {
+    let text = |name: &str| headers.get(name).map(|v| v.to_str().unwrap_or("?"));
+    let refuse = |why: &str| {
+        Err(Problem::forbidden(
+            "csrf",
+            format!(
+                "A write with the session cookie was refused: {why}. Use an API token outside the dashboard."
+            ),
+        ))
+    };
+    if text(CSRF_HEADER) != Some("1") {
+        return refuse("the header X-Copal-CSRF: 1 is missing");
+    }
+    if let Some(site) = text("sec-fetch-site")
+        && !matches!(site, "same-origin" | "none")
+    {
+        return refuse("it comes from another site");
+    }
+    if let Some(origin) = text("origin") {
+        // The page may have been opened under another name of this server (an address instead of a name).
+        let authority = origin.split_once("://").map_or(origin, |(_, a)| a);
+        if origin != url && text("host") != Some(authority) {
+            return refuse("its Origin is not this server");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_foreign_page_cannot_write() {
+        let url = "https://copal.example";
+        let ok = |pairs: &[_]| same_site(&headers(pairs), url).is_ok();
+        assert!(ok(&[("x-copal-csrf", "1")]));
+        assert!(ok(&[("x-copal-csrf", "1"), ("origin", url), ("sec-fetch-site", "same-origin")]));
+        assert!(ok(&[("x-copal-csrf", "1"), ("origin", "https://10.0.0.1:8443"), ("host", "10.0.0.1:8443")]));
+        assert!(!ok(&[]));
+        assert!(!ok(&[("origin", url)]));
+        assert!(!ok(&[("x-copal-csrf", "1"), ("origin", "https://evil.example"), ("host", "copal.example")]));
+        assert!(!ok(&[("x-copal-csrf", "1"), ("origin", "null"), ("host", "copal.example")]));
+        assert!(!ok(&[("x-copal-csrf", "1"), ("sec-fetch-site", "cross-site")]));
+        assert!(!ok(&[("x-copal-csrf", "1"), ("sec-fetch-site", "same-site")]));
+    }
+}
