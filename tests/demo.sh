@@ -184,7 +184,7 @@ push 'second release'
 v2=$(newest)
 on_target "$v2" 120
 after=$(docker ps -q --no-trunc --filter "name=^/?${prefixes[0]}-" --filter label=io.copal.service=store)
-[ -n "$before" ] && [ "$before" = "$after" ] || die 'the store was replaced although it did not change'
+if [ -z "$before" ] || [ "$before" != "$after" ]; then die 'the store was replaced although it did not change'; fi
 good 'both devices run release 2; the store is the same container as before'
 show_pages
 
