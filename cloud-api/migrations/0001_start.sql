@@ -225,6 +225,13 @@ CREATE TABLE manifests (
 );
 CREATE INDEX manifests_by_subject ON manifests (repo, subject);
 
+-- A layer's tar, by its own digest, and the compressed blob it is stored as: equal layers are compressed once.
+CREATE TABLE layers (
+    diff_id TEXT PRIMARY KEY,
+    digest TEXT NOT NULL REFERENCES blobs (digest) ON DELETE CASCADE,
+    size BIGINT NOT NULL
+);
+
 CREATE TABLE image_tags (
     repo TEXT NOT NULL,
     tag TEXT NOT NULL,
