@@ -10,10 +10,11 @@ use object_store::{ObjectStore, local::LocalFileSystem};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth,
+    auth, blobs,
     bus::{Bus, LocalBus},
     config::Config,
     keys::ServerKeys,
+    registry,
     store::{Db, fleets},
 };
 
@@ -38,6 +39,10 @@ pub struct Inner {
     pub auth: auth::Memory,
     /// The newest root of each fleet.
     pub roots: fleets::Roots,
+    /// Keeps writers of blobs and their collector apart.
+    pub blob_gate: blobs::Gate,
+    /// Registry tokens and uploads in progress.
+    pub registry: registry::Memory,
     /// Set when the cloud is about to stop: streams and long polls end, requests finish.
     pub stopping: CancellationToken,
 }
@@ -61,6 +66,8 @@ pub async fn open(config: Config) -> anyhow::Result<App> {
         bus: Arc::new(LocalBus::default()),
         auth: auth::Memory::default(),
         roots: fleets::Roots::default(),
+        blob_gate: blobs::Gate::default(),
+        registry: registry::Memory::default(),
         stopping: CancellationToken::new(),
         config,
     }))

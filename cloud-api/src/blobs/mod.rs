@@ -126,7 +126,8 @@ pub async fn store(app: &App, repo: &str, spool: Spool, expected: &Digest) -> Re
     }
     let _shared = app.blob_gate.0.read().await;
     if self::size(app, expected).await?.is_none() {
-        let mut reader = tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::open(file.path()).await?, 256 << 10);
+        let mut reader =
+            tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::open(file.path()).await?, 256 << 10);
         let mut writer = object_store::WriteMultipart::new(app.blobs.put_multipart(&object(expected)).await?);
         while let Some(chunk) = reader.try_next().await? {
             writer.wait_for_capacity(4).await?;
@@ -135,12 +136,14 @@ pub async fn store(app: &App, repo: &str, spool: Spool, expected: &Digest) -> Re
         writer.finish().await?;
     }
     let mut tx = app.db.write().await?;
-    sqlx::query("INSERT INTO blobs (digest, size, created_at) VALUES ($1, $2, $3) ON CONFLICT (digest) DO NOTHING")
-        .bind(expected.to_string())
-        .bind(size.cast_signed())
-        .bind(now().cast_signed())
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(
+        "INSERT INTO blobs (digest, size, created_at) VALUES ($1, $2, $3) ON CONFLICT (digest) DO NOTHING",
+    )
+    .bind(expected.to_string())
+    .bind(size.cast_signed())
+    .bind(now().cast_signed())
+    .execute(&mut *tx)
+    .await?;
     insert_link(&mut tx, repo, expected).await?;
     tx.commit().await?;
     Ok(size)

@@ -102,6 +102,10 @@ impl Spool {
     pub async fn finish(mut self) -> std::io::Result<(TempFile, Digest, u64)> {
         self.file.flush().await?;
         self.file.sync_data().await?;
+        // A request that was cut off in the middle of a write may have left more in the file than was hashed.
+        if self.file.metadata().await?.len() != self.size {
+            return Err(std::io::Error::other("the upload was cut off within a write; begin it again"));
+        }
         let digest: [u8; 32] = self.hasher.finalize().into();
         Ok((self.temp, Digest::from_bytes(digest), self.size))
     }

@@ -79,7 +79,13 @@ impl Manifest {
                 return Err("an index has neither config nor layers".to_owned());
             }
             let manifests = wire.manifests.into_iter().map(|m| m.digest).collect();
-            return Ok(Self { manifests, subject, artifact_type: wire.artifact_type, annotations: wire.annotations, ..Self::default() });
+            return Ok(Self {
+                manifests,
+                subject,
+                artifact_type: wire.artifact_type,
+                annotations: wire.annotations,
+                ..Self::default()
+            });
         }
         let config = wire.config.ok_or("it has no config")?;
         if !wire.manifests.is_empty() {
@@ -100,7 +106,9 @@ mod tests {
     #[test]
     fn manifests_say_what_they_need_and_odd_ones_are_refused() {
         let d = Digest::of(b"x");
-        let image = format!(r#"{{"schemaVersion":2,"config":{{"mediaType":"c","digest":"{d}","size":1}},"layers":[{{"mediaType":"l","digest":"{d}","size":2}}]}}"#);
+        let image = format!(
+            r#"{{"schemaVersion":2,"config":{{"mediaType":"c","digest":"{d}","size":1}},"layers":[{{"mediaType":"l","digest":"{d}","size":2}}]}}"#
+        );
         let parsed = Manifest::parse(MANIFEST_TYPE, image.as_bytes()).unwrap();
         assert_eq!(parsed.blobs, [(d, 1), (d, 2)]);
         assert_eq!(parsed.artifact_type.as_deref(), Some("c"));

@@ -141,8 +141,8 @@ pub(super) async fn tags(
     tags.truncate(limit as usize);
     let mut response = Response::builder().header(header::CONTENT_TYPE, "application/json");
     if let (true, Some(last)) = (more, tags.last()) {
-        response =
-            response.header(header::LINK, format!("</v2/{repo}/tags/list?n={limit}&last={last}>; rel=\"next\""));
+        response = response
+            .header(header::LINK, format!("</v2/{repo}/tags/list?n={limit}&last={last}>; rel=\"next\""));
     }
     answer(response, Body::from(serde_json::json!({ "name": repo, "tags": tags }).to_string()))
 }

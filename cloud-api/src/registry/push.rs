@@ -124,7 +124,8 @@ pub(super) async fn delete_manifest(
     let mut tx = app.db.write().await?;
     let (gone, what) = match reference {
         Reference::Tag(tag) => {
-            let query = sqlx::query("DELETE FROM image_tags WHERE repo = $1 AND tag = $2").bind(repo).bind(tag);
+            let query =
+                sqlx::query("DELETE FROM image_tags WHERE repo = $1 AND tag = $2").bind(repo).bind(tag);
             (query.execute(&mut *tx).await?.rows_affected(), tag.clone())
         }
         Reference::Digest(digest) => {
@@ -136,8 +137,9 @@ pub(super) async fn delete_manifest(
                 .bind(digest.to_string())
                 .execute(&mut *tx)
                 .await?;
-            let query =
-                sqlx::query("DELETE FROM manifests WHERE repo = $1 AND digest = $2").bind(repo).bind(digest.to_string());
+            let query = sqlx::query("DELETE FROM manifests WHERE repo = $1 AND digest = $2")
+                .bind(repo)
+                .bind(digest.to_string());
             (query.execute(&mut *tx).await?.rows_affected(), digest.to_string())
         }
     };
@@ -145,7 +147,8 @@ pub(super) async fn delete_manifest(
         return Err(OciError::manifest_unknown());
     }
     if let Access::Person(caller) = access {
-        audit::record(&mut tx, caller, "image.delete", repo, serde_json::json!({ "reference": what })).await?;
+        audit::record(&mut tx, caller, "image.delete", repo, serde_json::json!({ "reference": what }))
+            .await?;
     }
     tx.commit().await?;
     accepted()

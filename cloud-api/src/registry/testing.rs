@@ -35,6 +35,7 @@ pub(crate) async fn image(app: &App, repo: &str, layer: &[u8], tag: Option<&str>
         "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": 2 },
         "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest, "size": layer.len() }],
     });
-    let (manifest, _) = put_manifest(app, repo, tag, MANIFEST_TYPE, body.to_string().as_bytes()).await.unwrap();
+    let (manifest, _) =
+        put_manifest(app, repo, tag, MANIFEST_TYPE, body.to_string().as_bytes()).await.unwrap();
     (manifest, digest)
 }

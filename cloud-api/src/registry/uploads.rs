@@ -106,7 +106,10 @@ fn in_progress(status: StatusCode, repo: &str, id: &str, size: u64) -> Result<Re
 }
 
 fn wanted_digest(query: &BTreeMap<String, String>) -> Result<Option<Digest>, OciError> {
-    query.get("digest").map(|d| d.parse().map_err(|_| OciError::digest("only sha256 digests are taken"))).transpose()
+    query
+        .get("digest")
+        .map(|d| d.parse().map_err(|_| OciError::digest("only sha256 digests are taken")))
+        .transpose()
 }
 
 /// Takes a body into a spool; a client that stalls is cut off, so that it does not hold an upload for ever.
@@ -166,7 +169,8 @@ pub(super) async fn status(app: &App, repo: &str, id: &str) -> Result<Response, 
 /// Checks that a chunk continues where the upload stands. `Content-Range: <first>-<last>` or `bytes first-last/*`.
 fn continues(headers: &HeaderMap, size: u64) -> Result<(), OciError> {
     let Some(text) = headers.get(header::CONTENT_RANGE).and_then(|v| v.to_str().ok()) else { return Ok(()) };
-    let first = text.trim_start_matches("bytes ").split('-').next().and_then(|f| f.trim().parse::<u64>().ok());
+    let first =
+        text.trim_start_matches("bytes ").split('-').next().and_then(|f| f.trim().parse::<u64>().ok());
     if first == Some(size) {
         return Ok(());
     }

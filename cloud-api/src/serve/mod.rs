@@ -11,6 +11,7 @@ use crate::{
     api::{self, health, openapi},
     app::App,
     error::Problem,
+    registry,
 };
 
 /// Joins the routers of all rooms, within the layers every request passes. A room with routes outside `/api/v1` adds
@@ -19,6 +20,7 @@ pub fn router(app: App) -> Router {
     let rooms = Router::new()
         .nest("/api/v1", Router::from(api::router()))
         .route("/api/v1/openapi.json", get(openapi::serve))
+        .merge(registry::router())
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .fallback(|| async { Problem::not_found("such route") });
