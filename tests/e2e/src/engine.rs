@@ -76,3 +76,93 @@ pub fn remove_all(prefix: &str, host: Option<&str>) {
         }
     }
 }
+
+/// An engine of the test's own, so that it can be stopped without disturbing others. Needs root, as any engine does.
+pub struct OwnEngine {
+    dir: tempfile::TempDir,
+    bridge: String,
+    subnet: u8,
+    child: Option<std::process::Child>,
+}
+
+impl OwnEngine {
+    /// Starts it, with a bridge of its own.
+    pub fn start() -> Self {
+        let mut byte = [0; 1];
+        getrandom::fill(&mut byte).unwrap();
+        let bridge = format!("e2e{}", crate::unique());
+        ip(&["link", "add", "name", &bridge, "type", "bridge"]);
+        let mut engine =
+            Self { dir: tempfile::TempDir::new().unwrap(), bridge, subnet: byte[0], child: None };
+        ip(&["addr", "add", &format!("10.213.{}.1/24", engine.subnet), "dev", &engine.bridge]);
+        ip(&["link", "set", &engine.bridge, "up"]);
+        engine.run();
+        engine
+    }
+
+    /// Its address for `--docker-host`.
+    pub fn host(&self) -> String {
+        format!("unix://{}/docker.sock", self.dir.path().display())
+    }
+
+    fn run(&mut self) {
+        let dir = self.dir.path();
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
+        // Its own containerd too: the shared one must not learn of its containers.
+        let child = Command::new("dockerd")
+            .arg(format!("--data-root={}", dir.join("data").display()))
+            .arg(format!("--exec-root={}", dir.join("exec").display()))
+            .arg(format!("--pidfile={}", dir.join("pid").display()))
+            .arg(format!("--host={}", self.host()))
+            .arg(format!("--bridge={}", self.bridge))
+            .arg(format!("--default-address-pool=base=10.214.{}.0/24,size=28", self.subnet))
+            .stdin(std::process::Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("dockerd starts: run tests/setup.sh engine, as root");
+        self.child = Some(child);
+        for _ in 0..300 {
+            let mut ask = Command::new("docker");
+            if ask.args(["-H", &self.host(), "version"]).output().unwrap().status.success() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("no engine after 30 s: {}", std::fs::read_to_string(dir.join("log")).unwrap_or_default());
+    }
+
+    /// Ends it as `systemctl stop docker` would: its containers stop.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let pid = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Starts it again.
+    pub fn again(&mut self) {
+        self.stop();
+        self.run();
+    }
+}
+
+impl Drop for OwnEngine {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = Command::new("ip").args(["link", "del", &self.bridge]).output();
+        // Mounts a killed container left would keep the folder.
+        let dir = self.dir.path().display().to_string();
+        for line in std::fs::read_to_string("/proc/mounts").unwrap_or_default().lines().rev() {
+            if let Some(mount) = line.split(' ').nth(1).filter(|m| m.starts_with(&dir)) {
+                let _ = Command::new("umount").args(["-l", mount]).output();
+            }
+        }
+    }
+}
+
+fn ip(args: &[&str]) {
+    let output = Command::new("ip").args(args).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "ip {args:?}: {}", crate::text(&output));
+}

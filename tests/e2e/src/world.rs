@@ -34,7 +34,11 @@ impl World {
 
     /// Adds a device; its agent goes through `proxy` where one is given. Gives its index.
     pub async fn join(&mut self, proxy: Option<&Proxy>) -> usize {
-        let mut device = Device::new();
+        self.join_as(Device::new(), proxy).await
+    }
+
+    /// Adds this device.
+    pub async fn join_as(&mut self, mut device: Device, proxy: Option<&Proxy>) -> usize {
         let file = device.config_file();
         self.owner.device_config(&self.fleet, &file, &device.prefix).await;
         if let Some(proxy) = proxy {

@@ -307,3 +307,33 @@ async fn two_agents_share_one_engine_and_a_deploy_reaches_one_first() {
     world.owner.ok(&["release", "deploy", &first, "--fleet", "porch"]).await;
     world.on_target(&first).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_restarted_or_absent_in_the_middle_of_an_update_delays_it_only() {
+    let mut engine = engine::OwnEngine::start();
+    let host = engine.host();
+    let mut world = World::new(0).await;
+    let mut device = copal_e2e::device::Device::new();
+    device.docker_host = Some(host.clone());
+    world.join_as(device, None).await;
+    Services { services: &[("app", STAY, SHORT), ("side", STAY, SHORT)] }.write_to(&world.repo);
+    world.push_and_settle("works").await;
+
+    for pause in [150, 600, 1500] {
+        world.repo.write("app/run.sh", format!("#!/bin/busybox sh\necho after {pause}\n{STAY}\n"));
+        world.repo.push_ok("next").await;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        engine.again();
+        let release = world.latest().await["id"].as_str().unwrap().to_owned();
+        world.on_target(&release).await;
+        assert_eq!(engine::containers(&world.devices[0].prefix, Some(&host)).len(), 2);
+    }
+
+    engine.stop();
+    world.reason(0, "engine_absent").await;
+    assert!(world.devices[0].is_running());
+    engine.again();
+    let release = world.latest().await["id"].as_str().unwrap().to_owned();
+    world.on_target(&release).await;
+    world.devices.clear();
+}

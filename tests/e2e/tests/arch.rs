@@ -1,0 +1,55 @@
+//! A fleet of another architecture than the cloud's.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+use std::{path::Path, process::Command};
+
+use copal_e2e::{cloud::Cloud, engine, owner::Owner, repo::Repo, text};
+
+/// Debian's static busybox for arm64, whatever this machine is: fetched once into the build folder.
+fn arm64_busybox() -> Vec<u8> {
+    let dir = copal_e2e::binary("copal").with_file_name("arm64-busybox");
+    let file = dir.join("busybox");
+    if !file.exists() {
+        std::fs::create_dir_all(&dir).unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images/apps/busybox.sh");
+        let output = Command::new(&script).args(["arm64", file.to_str().unwrap()]).output().unwrap();
+        assert!(output.status.success(), "{}: {}", script.display(), text(&output));
+    }
+    std::fs::read(file).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_arm64_fleet_builds_on_whatever_the_cloud_runs_on() {
+    let cloud = Cloud::start().await;
+    let owner = Owner::sign_in(&cloud).await;
+    owner
+        .ok(&["fleet", "create", "pi", "--device-type", "raspberrypi4-64", "--arch", "arm64", "--yes"])
+        .await;
+    let repo = Repo::new(&cloud, "pi");
+    repo.add_busybox("app").write("app/busybox", arm64_busybox());
+    // RUN executes arm64 programs while building: emulated where the cloud is of another architecture.
+    repo.write(
+        "app/Dockerfile",
+        "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"/bin/busybox uname -m > /machine\"]\n\
+         CMD [\"/bin/busybox\", \"sleep\", \"1000\"]\n",
+    );
+    repo.write("docker-compose.yml", "services:\n  app:\n    build: ./app\n");
+    let said = repo.push_ok("for arm64").await;
+    assert!(said.contains("arm64"), "{said}");
+
+    let releases = cloud.get("/fleets/pi/releases").await;
+    let services = releases["items"][0]["services"].to_string();
+    assert!(services.contains("linux/arm64"), "{services}");
+    // The image says so itself, and what ran while building was arm64.
+    let image = image_of(&services);
+    let arch = engine::docker(None, &["image", "inspect", "-f", "{{.Architecture}}", &image]);
+    assert_eq!(arch.trim(), "arm64");
+    let machine = engine::docker(None, &["run", "--rm", &image, "/bin/busybox", "cat", "/machine"]);
+    assert_eq!(machine.trim(), "aarch64");
+}
+
+/// The engine that builds here keeps the image under its config digest.
+fn image_of(services: &str) -> String {
+    let (_, rest) = services.split_once("\"config_digest\":\"").unwrap();
+    rest.split('"').next().unwrap().to_owned()
+}
