@@ -85,15 +85,15 @@ impl Envelope {
         self.signatures.push(Signature { keyid, sig });
     }
 
-    /// Takes over the signatures another envelope has for the same payload.
-    pub fn merge_signatures(&mut self, other: &Self) {
-        if self.payload == other.payload && self.payload_type == other.payload_type {
-            for theirs in &other.signatures {
-                if !self.signatures.contains(theirs) {
-                    self.signatures.push(theirs.clone());
-                }
-            }
+    /// Adds a signature made elsewhere, in place of an earlier one under the same key id; `false` where the envelope is
+    /// full ([`MAX_SIGNATURES`]). Whether it is right is the caller's to know ([`crate::verify::merge_signatures`]).
+    pub fn push_signature(&mut self, signature: Signature) -> bool {
+        self.signatures.retain(|s| s.keyid != signature.keyid);
+        let room = self.signatures.len() < MAX_SIGNATURES;
+        if room {
+            self.signatures.push(signature);
         }
+        room
     }
 
     /// Parses an envelope that should hold a `D`.

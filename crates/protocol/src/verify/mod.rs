@@ -37,6 +37,7 @@ pub use release::{
     ExpectedRelease, Judged, Platform, Purpose, ReleaseMarks, judge_again, release, root_floor,
 };
 pub use root::{MAX_KEYS, MAX_ROOT_STEPS, first_root, is_locked, next_root, root_in_time};
+pub use signatures::{merge_signatures, signers};
 
 use crate::ids::Sha256Hex;
 

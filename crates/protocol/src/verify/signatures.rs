@@ -4,7 +4,7 @@
 //! signatures that do not verify, do not spoil a document that has enough good ones: an owner's signature
 //! may be added to a builder's, and whoever can add rubbish could as well withhold the document.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Code, Error};
 use crate::{
@@ -67,6 +67,40 @@ pub(super) fn check(root: &Root, wanted: &[Role], envelope: &Envelope) -> Result
         Code::SigUnknownKey,
         format!("signed by keys that root {} does not list, where role {role} must sign", root.version),
     ))
+}
+
+/// The listed keys that signed an envelope, with their roles. A key in no role is left out.
+#[must_use]
+pub fn signers(root: &Root, envelope: &Envelope) -> BTreeMap<KeyId, Role> {
+    let role_of = |keyid: &KeyId| {
+        root.roles.iter().find(|(_, keys)| keys.keyids.contains(keyid)).map(|(role, _)| *role)
+    };
+    Tally::of(root, envelope)
+        .signers
+        .into_iter()
+        .filter_map(|keyid| Some((keyid, role_of(&keyid)?)))
+        .collect()
+}
+
+/// Takes over from `theirs` the signatures that are right, by listed keys that have not signed `ours` yet, and says
+/// how many. The same payload is demanded; rubbish is left behind, so that nobody can fill an envelope up with it.
+pub fn merge_signatures(root: &Root, ours: &mut Envelope, theirs: &Envelope) -> usize {
+    if ours.payload() != theirs.payload() || ours.payload_type() != theirs.payload_type() {
+        return 0;
+    }
+    let have = signers(root, ours);
+    let message = pae(theirs.payload_type(), theirs.payload());
+    let mut added = BTreeSet::new();
+    for signature in theirs.signatures() {
+        if let Some(key) = root.keys.get(&signature.keyid)
+            && !have.contains_key(&signature.keyid)
+            && key.public.verifies(&message, &signature.sig)
+            && ours.push_signature(signature.clone())
+        {
+            added.insert(signature.keyid);
+        }
+    }
+    added.len()
 }
 
 struct Tally {
