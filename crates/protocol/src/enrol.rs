@@ -56,3 +56,48 @@ fn mac(secret: &str, message: &str) -> Sha256Hex {
     mac.update(message.as_bytes());
     Sha256Hex::from_bytes(mac.finalize().into_bytes().into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::OwnerKeys;
+
+    #[test]
+    fn a_token_is_two_plain_parts() {
+        assert_eq!(split_token("id-1.secret_2"), Some(("id-1", "secret_2")));
+        let long = format!("id.{}", "a".repeat(129));
+        for bad in ["", ".", "id", "id.", ".secret", "a.b.c", "i d.secret", "id.sec\nret", "id.é", &long] {
+            assert_eq!(split_token(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_proof_is_good_for_one_fleet_token_and_pair_of_keys() {
+        let keys = OwnerKeys::fixed();
+        let (key, fleet) = (keys.device.public(), keys.fleet_id);
+        let proof = token_mac("secret", fleet, "id", &key, "seal");
+        assert!(same_mac(&proof, &token_mac("secret", fleet, "id", &key, "seal")));
+        for other in [
+            token_mac("secres", fleet, "id", &key, "seal"),
+            token_mac("secret", OwnerKeys::numbered(1).fleet_id, "id", &key, "seal"),
+            token_mac("secret", fleet, "ie", &key, "seal"),
+            token_mac("secret", fleet, "id", &keys.root.public(), "seal"),
+            token_mac("secret", fleet, "id", &key, "other"),
+            introduction_mac("secret", fleet, &key),
+        ] {
+            assert!(!same_mac(&proof, &other));
+        }
+    }
+
+    #[test]
+    fn an_enrolment_signature_is_never_a_login() {
+        let keys = OwnerKeys::fixed();
+        let enrol = enrol_message(keys.fleet_id, "id", &keys.device.public(), "seal");
+        let login = login_message(keys.device_id, Sha256Hex::of(b"challenge"));
+        let signature = keys.device.sign(&enrol);
+        assert!(keys.device.public().verifies(&enrol, &signature));
+        assert!(!keys.device.public().verifies(&login, &signature));
+        // Nor is either a document: those begin with DSSE's own word.
+        assert!(!enrol.starts_with(b"DSSE") && !login.starts_with(b"DSSE"));
+    }
+}
