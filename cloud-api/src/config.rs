@@ -13,10 +13,37 @@ pub struct Config {
     pub url: String,
     /// TLS pins a device gets in `copal.json`; empty under a public CA or without TLS.
     pub tls_pins: Vec<String>,
+    /// How connections are secured.
+    pub tls: Tls,
     /// The engine that builds, as `unix:///…`.
     pub docker_host: String,
     /// Limits of builds.
     pub build: BuildLimits,
+}
+
+/// How connections are secured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tls {
+    /// Plain HTTP; only on loopback.
+    Off,
+    /// A certificate chain and its key, in PEM files that are read again when they change.
+    Files {
+        /// The chain, leaf first.
+        cert: PathBuf,
+        /// The key.
+        key: PathBuf,
+    },
+    /// The private CA that `copal-cloud tls init` made in the data folder.
+    PrivateCa,
+    /// Certificates by ACME (TLS-ALPN-01).
+    Acme {
+        /// The names to certify.
+        domains: Vec<String>,
+        /// Whom the CA may write to.
+        email: Option<String>,
+        /// The CA's directory URL; Let's Encrypt's by default.
+        directory: Option<String>,
+    },
 }
 
 /// What a build may use.
@@ -39,6 +66,26 @@ impl Default for BuildLimits {
 }
 
 impl Config {
+    /// A configuration for this data folder with everything else at its default: plain HTTP on a free loopback port.
+    #[must_use]
+    pub fn local(data: PathBuf) -> Self {
+        Self {
+            data,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            url: "http://127.0.0.1:0".to_owned(),
+            tls_pins: Vec::new(),
+            tls: Tls::Off,
+            docker_host: "unix:///var/run/docker.sock".to_owned(),
+            build: BuildLimits::default(),
+        }
+    }
+
+    /// The TLS folder: the private CA, or what ACME gave.
+    #[must_use]
+    pub fn tls_dir(&self) -> PathBuf {
+        self.data.join("tls")
+    }
+
     /// The database file.
     #[must_use]
     pub fn database(&self) -> PathBuf {

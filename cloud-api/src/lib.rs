@@ -23,6 +23,8 @@
 //! | [`backup`] | back-up and restore |
 //! | [`bus`] | hints between rooms and replicas |
 //! | [`store`] | the database |
+//! | [`tls`] | certificates: files, a private CA, ACME |
+//! | [`cli`], [`settings`] | the command line, and from flags, environment and file to a checked [`config`] |
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -34,6 +36,7 @@ pub mod backup;
 pub mod blobs;
 pub mod build;
 pub mod bus;
+pub mod cli;
 pub mod config;
 pub mod dashboard;
 pub mod devices;
@@ -44,5 +47,9 @@ pub mod registry;
 pub mod releases;
 pub mod rollouts;
 pub mod serve;
+pub mod settings;
 pub mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod tls;
 pub mod variables;

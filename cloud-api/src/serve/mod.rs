@@ -4,6 +4,10 @@
 //! Never here: what a route means.
 
 mod layers;
+mod listener;
+mod run;
+
+pub use run::{lock, run};
 
 use axum::{Router, routing::get};
 

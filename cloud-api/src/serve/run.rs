@@ -1,0 +1,107 @@
+//! From checked settings to a running server, and to its end.
+
+use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path};
+
+use anyhow::Context as _;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+use super::listener;
+use crate::{
+    app::{self, App},
+    settings::{self, Checked},
+    tls::Terminator,
+};
+
+/// Holds a data folder for this process; dropped, it is free again.
+pub type Lock = Flock<fs::File>;
+
+/// Takes the data folder, making it where there is none.
+///
+/// # Errors
+/// When another process has it.
+pub fn lock(data: &Path) -> anyhow::Result<Lock> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data)
+        .with_context(|| format!("making the data folder {}", data.display()))?;
+    let path = data.join("lock");
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("opening {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+        nix::errno::Errno::EWOULDBLOCK => anyhow::anyhow!(
+            "another copal-cloud runs on the data folder {}; stop it first, or name another folder",
+            data.display()
+        ),
+        error => anyhow::anyhow!("locking {}: {error}", path.display()),
+    })
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start; says what to change.
+pub async fn run(checked: Checked) -> anyhow::Result<()> {
+    let Checked { mut config, url } = checked;
+    let lock = lock(&config.data)?;
+    let terminator = Terminator::start(&config)?;
+    let listen = TcpListener::bind(config.listen).await.with_context(|| {
+        format!("listening on {} (is the port in use? choose another with --listen)", config.listen)
+    })?;
+    let bound = listen.local_addr().context("the address listened on")?;
+    config.listen = bound;
+    config.url = url.unwrap_or_else(|| settings::default_url(&config.tls, bound));
+    config.tls_pins = terminator.as_ref().map(|t| t.pins.clone()).unwrap_or_default();
+    let app = app::open(config).await?;
+
+    let capacity = listener::capacity();
+    let router = super::router(app.clone());
+    let server =
+        tokio::spawn(listener::run(listen, terminator.clone(), router, app.stopping.clone(), capacity));
+    let told = app.config.run().join("listen");
+    write(&told, &format!("{bound}\n"))?;
+    tracing::info!(url = app.config.url, listen = %bound, capacity, "copal-cloud {} is ready", env!("CARGO_PKG_VERSION"));
+
+    let asked = wait_for_signal(terminator.as_ref()).await?;
+    tracing::info!(signal = asked, "stopping");
+    app.stopping.cancel();
+    let _ = fs::remove_file(&told);
+    server.await.context("the listener")?;
+    close(&app).await;
+    drop(lock);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn wait_for_signal(terminator: Option<&Terminator>) -> anyhow::Result<&'static str> {
+    let mut term = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut int = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+    let mut hup = signal(SignalKind::hangup()).context("waiting for SIGHUP")?;
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok("SIGTERM"),
+            _ = int.recv() => return Ok("SIGINT"),
+            _ = hup.recv() => if let Some(terminator) = terminator { terminator.reload(); },
+        }
+    }
+}
+
+async fn close(app: &App) {
+    app.db.close().await;
+}
+
+/// Whole or not at all: whoever waits for the file must not read half an address.
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    let temp = path.with_extension("new");
+    fs::write(&temp, text)
+        .and_then(|()| fs::rename(&temp, path))
+        .with_context(|| format!("writing {}", path.display()))
+}
