@@ -18,6 +18,7 @@ pub mod clock;
 pub mod cloud;
 pub mod engine;
 pub mod identity;
+pub mod images;
 pub mod settings;
 pub mod state;
 pub mod target;

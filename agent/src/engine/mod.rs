@@ -8,6 +8,7 @@
 
 mod error;
 mod image;
+mod storage;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -18,6 +19,7 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 
 pub use error::EngineError;
 pub use image::{ImageId, ImageIdentity, PullProgress};
+pub use storage::Storage;
 
 /// Where the engine listens unless told otherwise.
 pub const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";

@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 
 use super::keys::Identity;
 use crate::{
-    cloud::{Call, Cloud, CloudError},
+    cloud::{Answer, Blob, Call, Cloud, CloudError},
     settings,
     state::{StateDir, StateError},
 };
@@ -145,6 +145,47 @@ impl Session {
         if slot.as_ref().is_some_and(|t| &*t.text == refused) {
             *slot = None;
         }
+    }
+
+    /// Calls a device route with the token; logs in again once where the cloud no longer takes it.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn call(&self, call: Call<'_>) -> Result<Answer, SessionError> {
+        let token = self.token().await?;
+        match self.cloud.call(call.clone().bearer(&token)).await {
+            Err(e) if e.is_status(401) => self.drop_token(&token).await,
+            Err(e) => {
+                if e.is_status(403) {
+                    // Revoked or no longer accepted: the next call asks at the door again.
+                    self.drop_token(&token).await;
+                }
+                return Err(e.into());
+            }
+            Ok(answer) => return Ok(answer),
+        }
+        let token = self.token().await?;
+        Ok(self.cloud.call(call.bearer(&token)).await?)
+    }
+
+    /// Starts reading a blob of the registry at byte `from`, as [`Self::call`].
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn blob(&self, path: &str, from: u64) -> Result<Blob, SessionError> {
+        let token = self.token().await?;
+        match self.cloud.blob(path, &token, from).await {
+            Err(e) if e.is_status(401) => self.drop_token(&token).await,
+            other => return Ok(other?),
+        }
+        let token = self.token().await?;
+        Ok(self.cloud.blob(path, &token, from).await?)
+    }
+
+    /// The client beneath.
+    #[must_use]
+    pub fn cloud(&self) -> &Cloud {
+        &self.cloud
     }
 
     async fn enrol(&self) -> Result<DeviceId, SessionError> {

@@ -4,4 +4,13 @@
 //! what was committed, is on trial or is parked. Never here: a document believed before [`copal_protocol::verify`]
 //! accepted it; a change to what runs because something could not be fetched or was refused.
 
+mod condition;
+mod judge;
 pub mod model;
+mod store;
+mod stored;
+mod sync;
+
+pub use condition::Condition;
+pub use store::{Resolved, Store, StoreSettings};
+pub use sync::{Channels, Pace, Sync};

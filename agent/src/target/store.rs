@@ -1,0 +1,456 @@
+//! Everything signed that the device holds, on disk and judged: the root, the newest assignment, releases, and what was
+//! committed, is on trial or is parked.
+//!
+//! Order of writes: a document is on disk before anything names it; marks rise before the target that raised them is
+//! used; a floor rises only with a commit, and is found again from the committed release should a power cut fall between.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use copal_protocol::{
+    documents::{Assignment, Root},
+    envelope::Envelope,
+    ids::{AppId, Sha256Hex},
+    verify::{self, AssignmentMark, Code, DeviceIdentity, Error, Platform, Purpose, Verified},
+};
+
+use super::{
+    judge::{self, Bench},
+    model::{AppTarget, Target},
+    stored::{Accepted, AppRecord, Marks, StoredTarget},
+};
+use crate::{
+    clock::Clock,
+    identity::Session,
+    state::{StateDir, StateError},
+};
+
+/// How many earlier committed targets are kept to fall back on when the newest is revoked.
+const EARLIER: usize = 2;
+
+/// What the store needs to know of its device.
+pub struct StoreSettings {
+    /// For `compat`.
+    pub platform: Platform,
+    /// `linux/arm64`.
+    pub oci: String,
+    /// Gets its floor from what is stored.
+    pub clock: Clock,
+}
+
+/// The documents held, and the judgement over them.
+pub struct Store {
+    state: Arc<StateDir>,
+    session: Arc<Session>,
+    settings: StoreSettings,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    root: Verified<Root>,
+    marks: Marks,
+    accepted: Option<Accepted>,
+    apps: BTreeMap<AppId, AppRecord>,
+    /// What the keys of this run stand for: the ledger is given opened targets and stores sealed ones.
+    known: HashMap<Sha256Hex, StoredTarget>,
+    /// Files that were lost, for the status.
+    lost: Vec<String>,
+}
+
+/// The targets to run now, and which apps' newest was refused, and why.
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// By app.
+    pub apps: BTreeMap<AppId, AppTarget>,
+    /// By app.
+    pub refused: BTreeMap<AppId, Error>,
+    /// (assign_epoch, seq) all of this comes from.
+    pub order: (u64, u64),
+}
+
+impl Resolved {
+    /// As the supervisor takes it.
+    #[must_use]
+    pub fn into_target(self, may_install: bool) -> Target {
+        Target { order: self.order, apps: self.apps, may_install }
+    }
+}
+
+impl Store {
+    /// Reads what is stored; pins `first` as the root where there is none yet. A root pinned before stays, whatever
+    /// `copal.json` says now.
+    ///
+    /// # Errors
+    /// [`StateError`] where the disk fails or the root is damaged in both copies.
+    pub fn open(
+        state: Arc<StateDir>,
+        session: Arc<Session>,
+        settings: StoreSettings,
+        first: (&Verified<Root>, &[u8]),
+    ) -> Result<Self, StateError> {
+        let mut lost = Vec::new();
+        let fleet = session.identity(crate::identity::Identity::fleet_id);
+        let root = if let Some(bytes) = state.load_bytes("root")? {
+            parse_root(&bytes, fleet)
+                .map_err(|e| StateError::Content { path: state.path().join("root"), why: e.to_string() })?
+        } else {
+            state.save_bytes("root", first.1)?;
+            state.save_bytes(&format!("root-{}", first.0.sha256()), first.1)?;
+            tracing::info!(fingerprint = %first.0.sha256(), version = first.0.version, "the owner's root is pinned");
+            first.0.clone()
+        };
+        let mut marks: Marks = or_lost(state.load("marks"), &mut lost)?.unwrap_or_default();
+        let accepted: Option<Accepted> = or_lost(state.load("target"), &mut lost)?;
+        let mut apps = BTreeMap::new();
+        for name in state.names("app-")? {
+            if let Ok(id) = name["app-".len()..].parse::<AppId>()
+                && let Some(record) = or_lost(state.load::<AppRecord>(&name), &mut lost)?
+            {
+                apps.insert(id, record);
+            }
+        }
+        marks.clock_floor = marks.clock_floor.max(owner_time(&root));
+        settings.clock.raise(marks.clock_floor);
+        let store = Self {
+            state,
+            session,
+            settings,
+            inner: Mutex::new(Inner { root, marks, accepted, apps, known: HashMap::new(), lost }),
+        };
+        store.mend_floors();
+        Ok(store)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A power cut between a commit and its floor: the committed release says what the floor is.
+    fn mend_floors(&self) {
+        let mut inner = self.lock();
+        let committed: Vec<StoredTarget> =
+            inner.apps.values().filter_map(|record| record.committed.clone()).collect();
+        for stored in committed {
+            if let Ok(release) = self.release(&inner, &stored, Purpose::KeepRunning) {
+                let marks = inner.marks.releases.entry(stored.app_id).or_default();
+                marks.floor = marks.floor.max(release.rollback_floor);
+            }
+        }
+    }
+
+    /// The trusted root.
+    #[must_use]
+    pub fn root(&self) -> Verified<Root> {
+        self.lock().root.clone()
+    }
+
+    /// The newest accepted assignment's mark.
+    #[must_use]
+    pub fn mark(&self) -> AssignmentMark {
+        self.lock().marks.assignment
+    }
+
+    /// State files found damaged in both copies, for the status.
+    #[must_use]
+    pub fn lost(&self) -> Vec<String> {
+        self.lock().lost.clone()
+    }
+
+    /// Trusts the next root; durable when it returns.
+    ///
+    /// # Errors
+    /// [`StateError`]; then the old root stays trusted.
+    pub fn accept_root(&self, root: Verified<Root>, bytes: &[u8]) -> Result<(), StateError> {
+        let mut inner = self.lock();
+        self.state.save_bytes(&format!("root-{}", root.sha256()), bytes)?;
+        self.state.save_bytes("root", bytes)?;
+        inner.root = root;
+        inner.marks.clock_floor = inner.marks.clock_floor.max(owner_time(&inner.root));
+        self.settings.clock.raise(inner.marks.clock_floor);
+        self.state.save("marks", &inner.marks)?;
+        self.tidy(&inner);
+        Ok(())
+    }
+
+    /// Accepts an assignment's order; durable when it returns. Its apps are judged by [`Self::resolve`].
+    ///
+    /// # Errors
+    /// [`StateError`]; then the mark stays.
+    pub fn accept_assignment(
+        &self,
+        assignment: &Verified<Assignment>,
+        bytes: &[u8],
+    ) -> Result<(), StateError> {
+        let mut inner = self.lock();
+        let marks = Marks {
+            assignment: AssignmentMark {
+                assign_epoch: assignment.assign_epoch,
+                seq: assignment.seq,
+                sha256: Some(assignment.sha256()),
+            },
+            ..inner.marks.clone()
+        };
+        self.state.save("marks", &marks)?;
+        inner.marks = marks;
+        let (resolved, apps) = inner.accepted.take().map(|a| (a.resolved, a.apps)).unwrap_or_default();
+        let text = String::from_utf8_lossy(bytes).into_owned();
+        let accepted = Accepted { assignment: text, resolved, apps };
+        let saved = self.state.save("target", &accepted);
+        inner.accepted = Some(accepted);
+        saved.map(drop)
+    }
+
+    /// The stored assignment, judged again under the trusted root.
+    ///
+    /// # Errors
+    /// Its code; `None` where none is stored.
+    pub fn assignment(&self, device: &DeviceIdentity) -> Result<Option<Verified<Assignment>>, Error> {
+        let inner = self.lock();
+        let Some(accepted) = &inner.accepted else { return Ok(None) };
+        let envelope = Envelope::parse::<Assignment>(accepted.assignment.as_bytes())?;
+        verify::assignment(&inner.root, device, &inner.marks.assignment, &envelope).map(Some)
+    }
+
+    /// The releases `assignment` names that are not on this disk.
+    #[must_use]
+    pub fn missing(&self, assignment: &Assignment) -> BTreeSet<Sha256Hex> {
+        assignment
+            .apps
+            .iter()
+            .map(|app| app.sha256)
+            .filter(|hash| !matches!(self.state.load_bytes(&release_file(*hash)), Ok(Some(_))))
+            .collect()
+    }
+
+    /// Keeps a fetched release, whose payload hash was compared; it is believed only by [`Self::resolve`].
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn keep_release(&self, hash: Sha256Hex, bytes: &[u8]) -> Result<(), StateError> {
+        self.state.save_bytes(&release_file(hash), bytes).map(drop)
+    }
+
+    /// Judges every app of `assignment`; each is accepted or refused whole, and a refused one keeps what it had.
+    /// `unfetched` are releases that could not be had, with why.
+    ///
+    /// # Errors
+    /// [`StateError`] where what was accepted cannot be kept; then nothing new is used.
+    pub fn resolve(
+        &self,
+        assignment: &Verified<Assignment>,
+        unfetched: &BTreeMap<Sha256Hex, Error>,
+    ) -> Result<BTreeMap<AppId, Error>, StateError> {
+        let mut inner = self.lock();
+        let Some(mut accepted) = inner.accepted.clone() else { return Ok(BTreeMap::new()) };
+        let mut marks = inner.marks.clone();
+        let mut refused = BTreeMap::new();
+        let root = inner.root.sha256();
+        for app in &assignment.apps {
+            let had = accepted.apps.get(&app.app_id);
+            let keeps_release = had.is_some_and(|h| h.release == app.sha256)
+                || inner.apps.get(&app.app_id).is_some_and(|r| r.targets().any(|t| t.release == app.sha256));
+            let stored = StoredTarget {
+                app_id: app.app_id,
+                release: app.sha256,
+                root: had.filter(|h| h.release == app.sha256).map_or(root, |h| h.root),
+                retry: app.retry,
+                env: assignment.env.get(&app.app_id).cloned().unwrap_or_default(),
+                sealed: assignment.sealed.get(&app.app_id).cloned().unwrap_or_default(),
+            };
+            if had == Some(&stored) {
+                continue;
+            }
+            let purpose = if keeps_release {
+                Purpose::KeepRunning
+            } else {
+                Purpose::Install { now: self.settings.clock.now() }
+            };
+            let judged = match unfetched.get(&app.sha256) {
+                Some(error) => Err(error.clone()),
+                None => self.open_target(&inner, &stored, purpose),
+            };
+            match judged {
+                Ok(target) => {
+                    let entry = marks.releases.entry(app.app_id).or_default();
+                    let this = (target.release.counter, target.release.sha256());
+                    if entry.newest.is_none_or(|newest| newest.0 < this.0) {
+                        entry.newest = Some(this);
+                    }
+                    accepted.apps.insert(app.app_id, stored);
+                }
+                Err(error) => {
+                    refused.insert(app.app_id, error);
+                }
+            }
+        }
+        let assigned: BTreeSet<AppId> = assignment.apps.iter().map(|a| a.app_id).collect();
+        accepted.apps.retain(|app, _| assigned.contains(app));
+        if refused.is_empty() {
+            accepted.resolved = (assignment.assign_epoch, assignment.seq);
+        }
+        self.state.save("marks", &marks)?;
+        inner.marks = marks;
+        self.state.save("target", &accepted)?;
+        inner.accepted = Some(accepted);
+        self.tidy(&inner);
+        Ok(refused)
+    }
+
+    /// What should run now, by what is stored: judged again, so that a root accepted meanwhile counts. A revoked target
+    /// gives way to the newest committed one that is not; where there is none, the app stops.
+    #[must_use]
+    pub fn resolved(&self) -> Resolved {
+        let mut inner = self.lock();
+        let mut resolved = Resolved::default();
+        let wanted: Vec<StoredTarget> = match &inner.accepted {
+            Some(accepted) => {
+                resolved.order = accepted.resolved;
+                accepted.apps.values().cloned().collect()
+            }
+            // The target was lost: what was committed goes on until the cloud is heard.
+            None => inner.apps.values().filter_map(|r| r.committed.clone()).collect(),
+        };
+        for stored in wanted {
+            match self.open_target(&inner, &stored, Purpose::KeepRunning) {
+                Ok(target) => {
+                    inner.known.insert(target.key(), stored.clone());
+                    resolved.apps.insert(stored.app_id, target);
+                }
+                Err(error) => {
+                    if let Some((target, fallback)) = self.fallback(&inner, stored.app_id) {
+                        inner.known.insert(target.key(), fallback);
+                        resolved.apps.insert(stored.app_id, target);
+                    }
+                    resolved.refused.insert(stored.app_id, error);
+                }
+            }
+        }
+        resolved
+    }
+
+    /// The newest committed target that still may run.
+    fn fallback(&self, inner: &Inner, app: AppId) -> Option<(AppTarget, StoredTarget)> {
+        let record = inner.apps.get(&app)?;
+        record.committed.iter().chain(&record.earlier).find_map(|stored| {
+            match self.open_target(inner, stored, Purpose::KeepRunning) {
+                Ok(target) => Some((target, stored.clone())),
+                Err(error) => {
+                    tracing::warn!(%app, release = %stored.release, %error, "a committed release may not run any more");
+                    None
+                }
+            }
+        })
+    }
+
+    fn open_target(
+        &self,
+        inner: &Inner,
+        stored: &StoredTarget,
+        purpose: Purpose,
+    ) -> Result<AppTarget, Error> {
+        let release = self.release(inner, stored, purpose)?;
+        self.session.identity(|identity| {
+            let device = identity.device_id().ok_or_else(not_enrolled)?;
+            let bench = Bench {
+                platform: &self.settings.platform,
+                oci: &self.settings.oci,
+                device,
+                seal_key: identity.seal(),
+            };
+            judge::effective(&bench, &inner.root, stored, release)
+        })
+    }
+
+    fn release(
+        &self,
+        inner: &Inner,
+        stored: &StoredTarget,
+        purpose: Purpose,
+    ) -> Result<Verified<copal_protocol::documents::Release>, Error> {
+        let bytes = match self.state.load_bytes(&release_file(stored.release)) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                return Err(Error::new(
+                    Code::Transport,
+                    format!("release {} is not on this disk yet", stored.release),
+                ));
+            }
+            Err(e) => return Err(Error::new(Code::Transport, e.to_string())),
+        };
+        let older = if stored.root == inner.root.sha256() {
+            None
+        } else {
+            let bytes = self.state.load_bytes(&format!("root-{}", stored.root)).ok().flatten();
+            bytes.and_then(|b| parse_root(&b, inner.root.fleet_id).ok())
+        };
+        let marks = inner.marks.releases.get(&stored.app_id).cloned().unwrap_or_default();
+        self.session.identity(|identity| {
+            let bench = Bench {
+                platform: &self.settings.platform,
+                oci: &self.settings.oci,
+                device: identity.device_id().ok_or_else(not_enrolled)?,
+                seal_key: identity.seal(),
+            };
+            judge::release(&bench, &inner.root, older.as_ref(), &marks, purpose, stored, &bytes)
+        })
+    }
+
+    /// Removes documents nothing names any more. What fails to go goes another time.
+    fn tidy(&self, inner: &Inner) {
+        let targets: Vec<&StoredTarget> = inner
+            .accepted
+            .iter()
+            .flat_map(|a| a.apps.values())
+            .chain(inner.apps.values().flat_map(AppRecord::targets))
+            .collect();
+        let releases: BTreeSet<String> = targets.iter().map(|t| release_file(t.release)).collect();
+        let mut roots: BTreeSet<String> = targets.iter().map(|t| format!("root-{}", t.root)).collect();
+        roots.insert(format!("root-{}", inner.root.sha256()));
+        for (prefix, keep) in [("release-", releases), ("root-", roots)] {
+            for name in self.state.names(prefix).unwrap_or_default() {
+                if !keep.contains(&name)
+                    && let Err(e) = self.state.remove(&name)
+                {
+                    tracing::debug!(name, error = %e, "a document nothing names stays for now");
+                }
+            }
+        }
+    }
+}
+
+mod ledger;
+
+fn parse_root(bytes: &[u8], fleet: copal_protocol::ids::FleetId) -> Result<Verified<Root>, Error> {
+    // The walk that led here was verified step by step; the file's checksum vouches for it since.
+    verify::first_root(&Envelope::parse::<Root>(bytes)?, fleet)
+}
+
+/// The time the owner vouches for, never past Root's own end.
+fn owner_time(root: &Root) -> u64 {
+    root.issued_at.min(root.expires)
+}
+
+fn release_file(hash: Sha256Hex) -> String {
+    format!("release-{hash}")
+}
+
+fn not_enrolled() -> Error {
+    Error::new(Code::DeviceMismatch, "this device is not enrolled yet")
+}
+
+/// A file lost in both copies: what can be had again from the cloud is begun anew, and said.
+fn or_lost<T>(
+    loaded: Result<Option<T>, StateError>,
+    lost: &mut Vec<String>,
+) -> Result<Option<T>, StateError> {
+    match loaded {
+        Err(e @ (StateError::Lost { .. } | StateError::Content { .. })) => {
+            tracing::error!(error = %e, "a state file is lost; it is begun anew from the cloud");
+            lost.push(e.to_string());
+            Ok(None)
+        }
+        other => other,
+    }
+}

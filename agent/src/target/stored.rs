@@ -1,0 +1,68 @@
+//! What the files of the state folder hold of targets. Wire documents stay as the bytes they came as; secrets stay sealed.
+
+use std::collections::BTreeMap;
+
+use copal_protocol::{
+    documents::{EnvByService, Reason, SealedByService},
+    ids::{AppId, Sha256Hex},
+    verify::{AssignmentMark, ReleaseMarks},
+};
+use serde::{Deserialize, Serialize};
+
+/// Rollback floors and order marks (file `marks`).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Marks {
+    /// Owner-signed time no correct clock is below, Unix seconds.
+    pub clock_floor: u64,
+    /// The newest assignment accepted.
+    pub assignment: AssignmentMark,
+    /// By app.
+    pub releases: BTreeMap<AppId, ReleaseMarks>,
+}
+
+/// An effective target, as stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StoredTarget {
+    pub app_id: AppId,
+    /// Payload hash; the envelope is the file `release-<hash>`.
+    pub release: Sha256Hex,
+    /// Payload hash of the root it was accepted under; the envelope is the file `root-<hash>`.
+    pub root: Sha256Hex,
+    pub retry: u64,
+    pub env: EnvByService,
+    pub sealed: SealedByService,
+}
+
+/// The newest accepted assignment and what came of it (file `target`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Accepted {
+    /// Its envelope.
+    pub assignment: String,
+    /// (assign_epoch, seq) of the newest assignment whose every app was accepted.
+    pub resolved: (u64, u64),
+    /// The newest accepted effective target of each assigned app.
+    pub apps: BTreeMap<AppId, StoredTarget>,
+}
+
+/// What is remembered of an app (file `app-<id>`).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct AppRecord {
+    /// What proved itself last.
+    pub committed: Option<StoredTarget>,
+    /// What proved itself before, newest first; takes over when the committed one is revoked.
+    pub earlier: Vec<StoredTarget>,
+    /// Key and content of what is on trial.
+    pub trial: Option<(Sha256Hex, StoredTarget)>,
+    /// What failed, and why.
+    pub parked: Option<(Sha256Hex, Reason)>,
+}
+
+impl AppRecord {
+    pub fn targets(&self) -> impl Iterator<Item = &StoredTarget> {
+        self.committed.iter().chain(&self.earlier).chain(self.trial.iter().map(|(_, t)| t))
+    }
+}

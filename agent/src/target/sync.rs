@@ -1,0 +1,553 @@
+//! The loop that keeps the stored target equal to the cloud's newest.
+//!
+//! 1. Publish what is stored: containers run before the network does.
+//! 2. Walk the roots; ask for the state (a long poll, `If-None-Match`).
+//! 3. A new assignment: verify, keep its mark, fetch its releases, judge each app, keep what was accepted.
+//! 4. Ask for freshness; only then may anything new be installed.
+//! 5. Anything refused or unreachable: say so, wait, try again. What runs goes on.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use copal_protocol::{
+    device_api::FreshnessRequest,
+    documents::{Assignment, Document as _, Freshness, LockState, Reason, Release, Root},
+    envelope::Envelope,
+    ids::Sha256Hex,
+    verify::{self, Code, Error, Verified},
+};
+use tokio::sync::watch;
+
+use super::{condition::Condition, model::Target, store::Store};
+use crate::{
+    apply::status::reason,
+    clock::Clock,
+    cloud::{Address, Backoff, Call, CloudError, random},
+    identity::{Identity, Session, SessionError},
+    state::StateError,
+};
+
+/// Roots followed in one cycle.
+const ROOTS_A_CYCLE: usize = 64;
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// How often what is asked. The defaults are for the field; tests hurry.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// Seconds the cloud may hold a poll.
+    pub wait_s: u64,
+    /// Between polls where the cloud does not hold them.
+    pub poll: Duration,
+    /// At least this long between tries where only a person can change something.
+    pub slow: Duration,
+    /// A root walk at least this often.
+    pub roots: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            wait_s: 50,
+            poll: Duration::from_secs(60),
+            slow: Duration::from_secs(30),
+            roots: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// Why a cycle ended early.
+#[derive(Debug)]
+enum Stop {
+    /// The cloud cannot be reached or said no.
+    Session(SessionError),
+    /// A document was refused.
+    Refused(Error),
+    /// The disk.
+    State(StateError),
+}
+
+impl From<SessionError> for Stop {
+    fn from(e: SessionError) -> Self {
+        match e {
+            SessionError::State(e) => Self::State(e),
+            other => Self::Session(other),
+        }
+    }
+}
+impl From<Error> for Stop {
+    fn from(e: Error) -> Self {
+        Self::Refused(e)
+    }
+}
+impl From<StateError> for Stop {
+    fn from(e: StateError) -> Self {
+        Self::State(e)
+    }
+}
+
+/// Keeps target and condition up to date; runs for ever.
+pub struct Sync {
+    session: Arc<Session>,
+    store: Arc<Store>,
+    clock: Clock,
+    pace: Pace,
+    targets: watch::Sender<Option<Arc<Target>>>,
+    condition: watch::Sender<Condition>,
+    /// Payload hash the next poll names: everything of that assignment was accepted.
+    settled: Option<Sha256Hex>,
+    /// When the cloud last vouched for which assignment.
+    fresh: Option<(Sha256Hex, Instant)>,
+    roots_walked: Option<Instant>,
+    /// The stored assignment waits for its time, Unix seconds.
+    not_before: Option<u64>,
+    polled: bool,
+}
+
+/// What the others listen to.
+pub struct Channels {
+    /// What should run; `None` until something is known.
+    pub targets: watch::Receiver<Option<Arc<Target>>>,
+    /// How the synchronisation stands.
+    pub condition: watch::Receiver<Condition>,
+}
+
+impl Sync {
+    /// Prepares the loop and publishes what is stored.
+    #[must_use]
+    pub fn new(session: Arc<Session>, store: Arc<Store>, clock: Clock, pace: Pace) -> (Self, Channels) {
+        let root = store.root();
+        let condition = Condition {
+            device_id: session.identity(Identity::device_id),
+            root_version: root.version,
+            root_sha256: root.sha256(),
+            lock: lock_state(&root),
+            mark: store.mark(),
+            online: false,
+            offline: None,
+            refused: None,
+            refused_apps: BTreeMap::new(),
+            fresh: false,
+            offline_allowed: root.policy.allow.offline,
+            lost: store.lost(),
+        };
+        let (targets, target_reader) = watch::channel(None);
+        let (condition, condition_reader) = watch::channel(condition);
+        let mut sync = Self {
+            session,
+            store,
+            clock,
+            pace,
+            targets,
+            condition,
+            settled: None,
+            fresh: None,
+            roots_walked: None,
+            not_before: None,
+            polled: false,
+        };
+        sync.use_root_address();
+        sync.recall();
+        (sync, Channels { targets: target_reader, condition: condition_reader })
+    }
+
+    /// Runs until the task is dropped.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let began = Instant::now();
+            match Box::pin(self.cycle()).await {
+                Ok(held) => {
+                    backoff.succeeded(Instant::now());
+                    self.tell(|c| {
+                        c.online = true;
+                        c.offline = None;
+                    });
+                    // A cloud (or proxy) that does not hold polls is asked at intervals instead.
+                    if !held && began.elapsed() < Duration::from_secs(self.pace.wait_s) / 2 {
+                        tokio::time::sleep(jittered(self.pace.poll)).await;
+                    }
+                }
+                Err(stop) => {
+                    let asked = match &stop {
+                        Stop::Session(SessionError::Cloud(e)) => e.retry_after(),
+                        _ => None,
+                    };
+                    let mut wait = backoff.failed(Instant::now(), asked, random());
+                    if matches!(&stop, Stop::Session(e) if e.needs_a_person()) {
+                        wait = wait.max(jittered(self.pace.slow));
+                    }
+                    self.stopped(&stop, wait);
+                    tokio::time::sleep(wait).await;
+                }
+            }
+        }
+    }
+
+    fn stopped(&mut self, stop: &Stop, wait: Duration) {
+        let (code, message) = match stop {
+            Stop::Session(e) => (e.code().to_owned(), e.to_string()),
+            Stop::Refused(e) => (e.code.to_string(), e.detail.clone()),
+            Stop::State(e) => (e.code().to_owned(), e.to_string()),
+        };
+        tracing::warn!(code, message, retry_s = wait.as_secs_f32(), "not synchronised; what runs goes on");
+        let found = reason(&code, message);
+        self.tell(|c| match stop {
+            Stop::Session(_) => {
+                c.online = false;
+                c.offline = Some(found);
+            }
+            Stop::Refused(_) | Stop::State(_) => {
+                c.online = true;
+                c.offline = None;
+                c.refused = Some(found);
+            }
+        });
+    }
+
+    /// One round. Answers whether something new came or the cloud held the poll, so that asking again at once is right.
+    async fn cycle(&mut self) -> Result<bool, Stop> {
+        self.session.token().await?;
+        self.tell_identity();
+        if self.roots_walked.is_none_or(|t| t.elapsed() >= self.pace.roots) {
+            self.walk_roots().await?;
+        }
+        let began = Instant::now();
+        let wait = self.wait_s();
+        let path = format!("/device/v1/state?wait={wait}");
+        let etag = self.settled.map(|hash| hash.to_string());
+        let answer = self
+            .session
+            .call(Call {
+                etag: etag.as_deref(),
+                wait: Duration::from_secs(wait),
+                ..Call::get(&path, Assignment::MAX_BYTES)
+            })
+            .await?;
+        self.polled = true;
+        match answer.status {
+            304 => {
+                self.when_due().await?;
+                if self.not_before.is_none() {
+                    self.tell(|c| c.refused = None);
+                }
+                return Ok(wait > 0 && began.elapsed() + Duration::from_secs(2) >= Duration::from_secs(wait));
+            }
+            204 => {
+                self.tell(|c| {
+                    if c.mark.sha256.is_none() {
+                        c.refused = Some(reason(
+                            "no_assignment",
+                            "the cloud has nothing assigned to this device yet: deploy a release to its fleet",
+                        ));
+                    }
+                });
+                return Ok(began.elapsed() + Duration::from_secs(2) >= Duration::from_secs(wait) && wait > 0);
+            }
+            _ => {}
+        }
+        self.take(&answer.body).await?;
+        Ok(true)
+    }
+
+    /// How long the cloud may hold the poll: not past what is due here, and not at all at first.
+    fn wait_s(&self) -> u64 {
+        let due = match (self.not_before, self.polled) {
+            (_, false) => 0,
+            (Some(time), _) => time.saturating_sub(self.clock.now()).max(1),
+            _ => u64::MAX,
+        };
+        self.pace.wait_s.min(due)
+    }
+
+    async fn when_due(&mut self) -> Result<(), Stop> {
+        let is_time = self.not_before.is_some_and(|time| self.clock.now() >= time);
+        if is_time {
+            let device = self.session.identity(Identity::device);
+            if let Some(device) = device
+                && let Some(assignment) = self.store.assignment(&device)?
+            {
+                self.resolve(&assignment).await?;
+            }
+        }
+        let mark = self.store.mark();
+        let stale = self.fresh.is_none_or(|(hash, at)| Some(hash) != mark.sha256 || at.elapsed() >= DAY);
+        if mark.sha256.is_some() && stale {
+            self.ask_freshness().await?;
+        }
+        Ok(())
+    }
+
+    /// Step 3 of `trust.md`: N+1, N+2, … each kept before the next is asked for.
+    async fn walk_roots(&mut self) -> Result<(), Stop> {
+        for _ in 0..ROOTS_A_CYCLE {
+            let root = self.store.root();
+            let path = format!("/device/v1/roots/{}", root.version + 1);
+            let answer = match self.session.call(Call::get(&path, Root::MAX_BYTES)).await {
+                Ok(answer) => answer,
+                Err(SessionError::Cloud(e)) if e.is_status(404) => break,
+                Err(e) => return Err(e.into()),
+            };
+            let next = verify::next_root(&root, &Envelope::parse::<Root>(&answer.body)?)?;
+            tracing::info!(version = next.version, "a newer root is trusted");
+            self.store.accept_root(next, &answer.body)?;
+            self.after_root();
+        }
+        self.roots_walked = Some(Instant::now());
+        Ok(())
+    }
+
+    fn after_root(&mut self) {
+        let root = self.store.root();
+        self.tell(|c| {
+            c.root_version = root.version;
+            c.root_sha256 = root.sha256();
+            c.lock = lock_state(&root);
+            c.offline_allowed = root.policy.allow.offline;
+        });
+        self.use_root_address();
+        // Everything stored is judged again under the new root; the cloud sends a new assignment for it.
+        self.settled = None;
+        self.publish();
+    }
+
+    fn use_root_address(&self) {
+        let root = self.store.root();
+        if root.cloud.urls.is_empty() {
+            return;
+        }
+        match Address::new(&root.cloud.urls, &root.cloud.tls_pins) {
+            Ok(address) => self.session.cloud().set_address(address),
+            Err(e) => tracing::error!(
+                error = e,
+                "Root names a cloud address that cannot be used; the old one stays"
+            ),
+        }
+    }
+
+    /// Verifies a fetched assignment and does what it says.
+    async fn take(&mut self, bytes: &[u8]) -> Result<(), Stop> {
+        let device = self
+            .session
+            .identity(Identity::device)
+            .ok_or_else(|| Error::new(Code::DeviceMismatch, "this device is not enrolled yet"))?;
+        let envelope = Envelope::parse::<Assignment>(bytes)?;
+        let judge = |store: &Store| verify::assignment(&store.root(), &device, &store.mark(), &envelope);
+        let assignment = match judge(&self.store) {
+            // A newer root may explain the signature as well as the number: walk first, then judge once more.
+            Err(e) if matches!(e.code, Code::RootBehind | Code::SigUnknownKey | Code::SigWrongRole) => {
+                self.walk_roots().await?;
+                judge(&self.store)?
+            }
+            judged => judged?,
+        };
+        verify::root_in_time(&self.store.root(), self.clock.now())?;
+        if self.store.mark().sha256 != Some(assignment.sha256()) {
+            tracing::info!(
+                epoch = assignment.assign_epoch,
+                seq = assignment.seq,
+                "a new assignment is accepted"
+            );
+        }
+        self.store.accept_assignment(&assignment, bytes)?;
+        self.tell(|c| {
+            c.refused = None;
+            c.mark = self.store.mark();
+        });
+        self.resolve(&assignment).await
+    }
+
+    /// Fetches what is missing, judges each app, asks for freshness, publishes.
+    async fn resolve(&mut self, assignment: &Verified<Assignment>) -> Result<(), Stop> {
+        if let Some(time) = assignment.not_before.filter(|time| *time > self.clock.now()) {
+            self.not_before = Some(time);
+            self.settled = Some(assignment.sha256());
+            self.tell(|c| {
+                c.refused = Some(reason(
+                    "waiting_not_before",
+                    format!("the new target waits until {time} (Unix seconds) as it was asked to"),
+                ));
+            });
+            return Ok(());
+        }
+        self.not_before = None;
+        let mut unfetched = BTreeMap::new();
+        let mut unreachable = None;
+        for hash in self.store.missing(assignment) {
+            match self.fetch_release(hash).await {
+                Ok(()) => {}
+                Err(Stop::Refused(e)) => {
+                    unfetched.insert(hash, e);
+                }
+                Err(Stop::Session(e)) => {
+                    let code = match &e {
+                        SessionError::Cloud(CloudError::TooLarge(_)) => Code::TooLarge,
+                        SessionError::Cloud(CloudError::Slow(_)) => Code::Slow,
+                        _ => Code::Transport,
+                    };
+                    unfetched.insert(hash, Error::new(code, format!("release {hash}: {e}")));
+                    unreachable = Some(e);
+                }
+                Err(stop @ Stop::State(_)) => return Err(stop),
+            }
+        }
+        let refused = self.store.resolve(assignment, &unfetched)?;
+        let whole = refused.is_empty();
+        let releases: BTreeMap<_, _> = assignment.apps.iter().map(|a| (a.app_id, a.sha256)).collect();
+        let reasons: BTreeMap<_, Reason> = refused
+            .iter()
+            .map(|(app, e)| {
+                tracing::warn!(%app, code = %e.code, detail = e.detail, "the app's new release is refused; what runs goes on");
+                (*app, Reason { release: releases.get(app).copied(), ..reason(e.code.as_str(), &e.detail) })
+            })
+            .collect();
+        self.tell(|c| {
+            c.refused = None;
+            c.refused_apps = reasons;
+        });
+        if whole {
+            self.settled = Some(assignment.sha256());
+        }
+        if self.fresh.is_none_or(|(hash, _)| hash != assignment.sha256()) {
+            self.fresh = None;
+            if let Err(e) = self.ask_freshness().await {
+                self.publish();
+                return Err(e);
+            }
+        }
+        self.publish();
+        match (whole, unreachable) {
+            (true, _) => Ok(()),
+            // Not settled: asked for again after the back-off, with the refusals kept in the condition.
+            (false, Some(e)) => Err(e.into()),
+            (false, None) => Err(Stop::Refused(refused.into_values().next().expect("not whole"))),
+        }
+    }
+
+    async fn fetch_release(&self, hash: Sha256Hex) -> Result<(), Stop> {
+        let path = format!("/device/v1/releases/{hash}");
+        let answer = self.session.call(Call::get(&path, Release::MAX_BYTES)).await?;
+        let envelope = Envelope::parse::<Release>(&answer.body)?;
+        if envelope.payload_sha256() != hash {
+            return Err(Error::new(
+                Code::ReleaseHash,
+                format!("the cloud sent release {} where {hash} is assigned", envelope.payload_sha256()),
+            )
+            .into());
+        }
+        self.store.keep_release(hash, &answer.body)?;
+        Ok(())
+    }
+
+    async fn ask_freshness(&mut self) -> Result<(), Stop> {
+        let Some(device) = self.session.identity(Identity::device) else { return Ok(()) };
+        let mark = self.store.mark();
+        let Some(hash) = mark.sha256 else { return Ok(()) };
+        let mut nonce = [0; 32];
+        if let Err(e) = getrandom::fill(&mut nonce) {
+            return Err(Error::new(
+                Code::Nonce,
+                format!("the system gives no random bytes for a nonce: {e}"),
+            )
+            .into());
+        }
+        let nonce = Sha256Hex::from_bytes(nonce);
+        let body = serde_json::to_vec(&FreshnessRequest { nonce })
+            .map_err(|e| Error::new(Code::Nonce, e.to_string()))?;
+        let answer =
+            self.session.call(Call::post("/device/v1/freshness", body, Freshness::MAX_BYTES)).await?;
+        let judged = Envelope::parse::<Freshness>(&answer.body)
+            .and_then(|envelope| verify::freshness(&self.store.root(), &device, nonce, &mark, &envelope));
+        match judged {
+            Ok(_) => {
+                self.fresh = Some((hash, Instant::now()));
+                self.publish();
+                Ok(())
+            }
+            Err(e) => {
+                self.fresh = None;
+                // The next poll shows what the cloud has now.
+                self.settled = None;
+                self.publish();
+                Err(e.into())
+            }
+        }
+    }
+
+    /// After a restart: what is stored, judged again, without the network.
+    fn recall(&mut self) {
+        match self.session.identity(Identity::device) {
+            None => return,
+            Some(device) => match self.store.assignment(&device) {
+                Ok(Some(assignment)) => {
+                    let waits = assignment.not_before.filter(|time| *time > self.clock.now());
+                    self.not_before = waits;
+                    let order = (assignment.assign_epoch, assignment.seq);
+                    if self.store.resolved().order == order || waits.is_some() {
+                        self.settled = Some(assignment.sha256());
+                    }
+                }
+                Ok(None) => {}
+                Err(e) => {
+                    self.tell(|c| {
+                        c.refused =
+                            Some(reason(e.code.as_str(), format!("the stored assignment: {}", e.detail)))
+                    });
+                }
+            },
+        }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        let resolved = self.store.resolved();
+        if resolved.apps.is_empty() && self.store.mark().sha256.is_none() && resolved.refused.is_empty() {
+            return;
+        }
+        let fresh = self.fresh.is_some_and(|(hash, _)| Some(hash) == self.store.mark().sha256);
+        let again: Vec<(_, Reason)> =
+            resolved.refused.iter().map(|(app, e)| (*app, reason(e.code.as_str(), &e.detail))).collect();
+        self.tell(|c| {
+            c.fresh = fresh;
+            c.refused_apps.extend(again);
+        });
+        let may_install = fresh || self.condition.borrow().offline_allowed;
+        let target = resolved.into_target(may_install);
+        self.targets.send_if_modified(|now| {
+            let same = now.as_ref().is_some_and(|now| {
+                now.order == target.order
+                    && now.may_install == target.may_install
+                    && now.apps.keys().eq(target.apps.keys())
+                    && now.apps.values().zip(target.apps.values()).all(|(a, b)| a.key() == b.key())
+            });
+            if !same {
+                *now = Some(Arc::new(target));
+            }
+            !same
+        });
+    }
+
+    fn tell_identity(&self) {
+        let device_id = self.session.identity(Identity::device_id);
+        self.tell(|c| c.device_id = device_id);
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Condition)) {
+        self.condition.send_if_modified(|now| {
+            let before = now.clone();
+            change(now);
+            *now != before
+        });
+    }
+}
+
+fn lock_state(root: &Root) -> LockState {
+    if verify::is_locked(root) { LockState::Locked } else { LockState::Open }
+}
+
+/// Between three quarters and five quarters of it, so that a fleet does not ask in step.
+fn jittered(time: Duration) -> Duration {
+    time.mul_f64(0.75 + (random() >> 11) as f64 / (1_u64 << 53) as f64 / 2.0)
+}
