@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs and starts what the tests and the demo need. Running it again changes nothing.
 #
-#   tests/setup.sh [engine] [lint] [browser] [arm64]     (no word: engine)
+#   tests/setup.sh [engine] [lint] [browser] [bench] [arm64]     (no word: engine)
 #
-#   engine   git, docker.io, iptables, busybox-static, skopeo; starts dockerd if no engine answers
+#   engine   git, docker.io, iptables, iproute2, busybox-static, skopeo; starts dockerd if no engine answers
 #   lint     shellcheck, cargo-deny
 #   browser  chromium, node, npm
+#   bench    docker-compose, the peer of the update numbers
 #   arm64    emulation of arm64 programs (qemu-user-static, binfmt-support) and the arm64 busybox
 #
 # A tool that is missing and cannot be installed is an error, with what to do about it.
@@ -52,7 +53,7 @@ engine_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1
 engine() {
     has git || install_packages git
     has curl || install_packages curl ca-certificates
-    install_packages busybox-static skopeo
+    install_packages busybox-static skopeo iproute2
     if ! has docker || ! engine_answers; then
         has dockerd || install_packages docker.io iptables
         has iptables || install_packages iptables
@@ -106,6 +107,8 @@ browser() {
         die "npm could not install the browser tests' packages (tests/browser/package.json)"
 }
 
+bench() { has docker-compose || install_packages docker-compose; }
+
 arm64() {
     [ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] && return
     [ "$(uname -m)" = aarch64 ] && return
@@ -121,7 +124,7 @@ arm64() {
 WORDS="${*:-engine}"
 for word in $WORDS; do
     case "$word" in
-    engine | lint | browser | arm64) "$word" ;;
-    *) die "no such part: $word (engine, lint, browser, arm64)" ;;
+    engine | lint | browser | bench | arm64) "$word" ;;
+    *) die "no such part: $word (engine, lint, browser, bench, arm64)" ;;
     esac
 done

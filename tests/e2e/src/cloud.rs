@@ -82,6 +82,10 @@ impl Cloud {
         self.spawn(&listen).await;
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().and_then(Child::id).unwrap()
+    }
+
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("cloud.log")).unwrap_or_default()
     }

@@ -21,8 +21,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A binary of this workspace, built by the same profile as this test.
+/// A binary of this workspace, built by the same profile as this test; `COPAL_AGENT` names another agent.
 pub fn binary(name: &str) -> PathBuf {
+    if name == "copal-agent"
+        && let Some(file) = std::env::var_os("COPAL_AGENT")
+    {
+        return file.into();
+    }
     let mut dir = std::env::current_exe().unwrap();
     dir.pop();
     if dir.ends_with("deps") {
