@@ -19,6 +19,8 @@ pub mod cloud;
 pub mod engine;
 pub mod identity;
 pub mod images;
+pub mod observe;
+pub mod plan;
 pub mod settings;
 pub mod state;
 pub mod target;

@@ -72,6 +72,10 @@ pub trait Images: Send + Sync {
     /// Whether it is there already and right; cheap, no network.
     fn present<'a>(&'a self, image: &'a ImageRef) -> BoxFuture<'a, Result<Option<ImageId>, ApplyError>>;
 
+    /// Lets go of one image this agent brought, so that there is room for the next. Takes only names it made itself, never
+    /// by force.
+    fn release<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<(), ApplyError>>;
+
     /// Lets go of every image this agent brought whose config digest is not in `keep`. Takes only names it made itself,
     /// never by force; what cannot go now goes another time.
     fn retain<'a>(&'a self, keep: &'a BTreeSet<Digest>) -> BoxFuture<'a, Result<(), ApplyError>>;

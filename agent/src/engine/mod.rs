@@ -6,9 +6,16 @@
 //! The client sends requests without an API version, so the *daemon's* version shapes the answers: whatever depends on
 //! it is gated on [`EngineVersion::api`]. Every call has a time limit.
 
+mod api;
+mod create;
+mod docker;
 mod error;
 mod image;
+<<<<<<< HEAD
 mod storage;
+=======
+mod logs;
+>>>>>>> 5c7f9d0 (feat(agent): plan containers, networks and volumes, and carry plans out lane by lane)
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -17,9 +24,18 @@ use std::{
 
 use bollard::{API_DEFAULT_VERSION, Docker};
 
+pub use api::{
+    Container, ContainerRequest, Containers, DEFAULT_GRACE_S, EngineApi, EngineEvent, Health, Join, Labels,
+    MountPoint, Network, NetworkRequest, RunState, Volume, VolumeRequest, service_ref,
+};
 pub use error::EngineError;
+pub(crate) use error::tidy;
 pub use image::{ImageId, ImageIdentity, PullProgress};
+<<<<<<< HEAD
 pub use storage::Storage;
+=======
+pub use logs::lines as log_lines;
+>>>>>>> 5c7f9d0 (feat(agent): plan containers, networks and volumes, and carry plans out lane by lane)
 
 /// Where the engine listens unless told otherwise.
 pub const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";

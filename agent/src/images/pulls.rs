@@ -201,6 +201,18 @@ impl Images for Pulls {
         self.find(image).boxed()
     }
 
+    fn release<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<(), ApplyError>> {
+        async move {
+            let failed = |e| ApplyError::engine("image_failed", &e);
+            let ours = self.engine.image_names(&format!("{}:", self.names)).await.map_err(failed)?;
+            for (name, _) in ours.iter().filter(|(_, id)| id == image) {
+                self.engine.untag(name).await.map_err(failed)?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
     fn retain<'a>(&'a self, keep: &'a BTreeSet<Digest>) -> BoxFuture<'a, Result<(), ApplyError>> {
         async move {
             let prefix = format!("{}:", self.names);

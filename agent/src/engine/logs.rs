@@ -1,0 +1,90 @@
+//! A container's last words, made safe: a log line is foreign input that ends on terminals and pages.
+
+use std::time::Duration;
+
+use bollard::query_parameters::LogsOptionsBuilder;
+use futures_util::StreamExt;
+
+use super::Engine;
+
+/// The most lines that are told.
+pub const MAX_LINES: usize = 50;
+/// The most bytes of a line.
+pub const MAX_LINE: usize = 500;
+/// Bytes read at most: a container may log one endless line.
+const MAX_BYTES: usize = 256 << 10;
+const LIMIT: Duration = Duration::from_secs(5);
+
+impl Engine {
+    /// The last lines of a container; empty where its log driver does not give them back.
+    pub(super) async fn tail(&self, id: &str) -> Vec<String> {
+        let Ok(docker) = self.docker() else { return Vec::new() };
+        let options =
+            LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&MAX_LINES.to_string()).build();
+        let mut stream = Box::pin(docker.logs(id, Some(options)));
+        let mut bytes = Vec::new();
+        let read = async {
+            while let Some(Ok(part)) = stream.next().await {
+                bytes.extend_from_slice(part.as_ref());
+                if bytes.len() > 2 * MAX_BYTES {
+                    bytes.drain(..bytes.len() - MAX_BYTES);
+                }
+            }
+        };
+        // What came in time is told.
+        let _ = tokio::time::timeout(LIMIT, read).await;
+        lines(&bytes)
+    }
+}
+
+/// The last lines of `bytes`: at most [`MAX_LINES`] of [`MAX_LINE`] bytes, invalid UTF-8 replaced, and nothing in them
+/// that steers a terminal or turns the direction of writing.
+#[must_use]
+pub fn lines(bytes: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut lines: Vec<String> =
+        text.split(['\n', '\r']).rev().map(inert).filter(|line| !line.is_empty()).take(MAX_LINES).collect();
+    lines.reverse();
+    lines
+}
+
+fn inert(line: &str) -> String {
+    let mut out = String::new();
+    for c in line.chars() {
+        let c = match c {
+            '\t' => ' ',
+            // Directional marks and overrides, zero-width characters, the byte order mark.
+            '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' => {
+                continue;
+            }
+            c if c.is_control() => continue,
+            c => c,
+        };
+        if out.len() + c.len_utf8() > MAX_LINE {
+            break;
+        }
+        out.push(c);
+    }
+    out.truncate(out.trim_end().len());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_cannot_steer_a_terminal_or_fake_another() {
+        let bytes = b"\x1b]0;owned\x07ok\r\nnext\xff\xfe\n\xe2\x80\xaefdp.exe\n\n";
+        assert_eq!(lines(bytes), ["]0;ownedok", "next\u{fffd}\u{fffd}", "fdp.exe"]);
+    }
+
+    #[test]
+    fn lines_and_their_number_are_bounded() {
+        let long = "é".repeat(1000);
+        assert_eq!(lines(long.as_bytes()), ["é".repeat(250)]);
+        let many = (0..200).map(|n| format!("{n}\n")).collect::<String>();
+        let kept = lines(many.as_bytes());
+        assert_eq!((kept.len(), kept[0].as_str(), kept[49].as_str()), (50, "150", "199"));
+    }
+}
