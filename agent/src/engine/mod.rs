@@ -11,11 +11,8 @@ mod create;
 mod docker;
 mod error;
 mod image;
-<<<<<<< HEAD
-mod storage;
-=======
 mod logs;
->>>>>>> 5c7f9d0 (feat(agent): plan containers, networks and volumes, and carry plans out lane by lane)
+mod storage;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -29,13 +26,9 @@ pub use api::{
     MountPoint, Network, NetworkRequest, RunState, Volume, VolumeRequest, service_ref,
 };
 pub use error::EngineError;
-pub(crate) use error::tidy;
 pub use image::{ImageId, ImageIdentity, PullProgress};
-<<<<<<< HEAD
-pub use storage::Storage;
-=======
 pub use logs::lines as log_lines;
->>>>>>> 5c7f9d0 (feat(agent): plan containers, networks and volumes, and carry plans out lane by lane)
+pub use storage::Storage;
 
 /// Where the engine listens unless told otherwise.
 pub const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
