@@ -109,31 +109,30 @@ impl Of<'_> {
     }
 
     fn namespaces(&self, spec: &ServiceSpec) -> Result<(), Error> {
-        let fields: [(&str, &Option<String>, bool, &[&str], &str); 3] = [
-            (
-                "network_mode",
-                &spec.network_mode,
-                self.allow.host_network,
-                &["none", "bridge"],
-                "host_network",
-            ),
-            ("pid", &spec.pid, self.allow.host_pid, &[], "host_pid"),
-            ("ipc", &spec.ipc, self.allow.host_ipc, &["private", "shareable", "none"], "host_ipc"),
-        ];
-        for (field, value, host_allowed, harmless, opens) in fields {
-            let Some(value) = value.as_deref() else { continue };
-            if harmless.contains(&value) || value.starts_with("service:") || (value == "host" && host_allowed)
-            {
-                continue;
-            }
+        let allow = self.allow;
+        let network = spec.network_mode.as_deref();
+        self.namespace("network_mode", network, &["none", "bridge"], allow.host_network, "host_network")?;
+        self.namespace("pid", spec.pid.as_deref(), &[], allow.host_pid, "host_pid")?;
+        let ipc_of_its_own = ["private", "shareable", "none"];
+        self.namespace("ipc", spec.ipc.as_deref(), &ipc_of_its_own, allow.host_ipc, "host_ipc")
+    }
+
+    fn namespace(
+        &self,
+        field: &str,
+        value: Option<&str>,
+        harmless: &[&str],
+        host_allowed: bool,
+        opens: &str,
+    ) -> Result<(), Error> {
+        match value {
+            None => Ok(()),
+            Some(value) if harmless.contains(&value) || value.starts_with("service:") => Ok(()),
+            Some("host") if host_allowed => Ok(()),
+            Some("host") => self.refuse(Code::PolicyNamespace, field, "host", opens),
             // `container:<id>` would reach containers that are not the app's: nothing opens that.
-            return if value == "host" {
-                self.refuse(Code::PolicyNamespace, field, value, opens)
-            } else {
-                self.refuse_always(Code::PolicyNamespace, field, value)
-            };
+            Some(value) => self.refuse_always(Code::PolicyNamespace, field, value),
         }
-        Ok(())
     }
 
     fn cap(&self, cap: &str) -> Result<(), Error> {

@@ -36,18 +36,18 @@ pub(super) fn parse<D: Document>(envelope: &Envelope) -> Result<D, Error> {
         spec: u64,
     }
     let bytes = envelope.payload();
-    json::check(bytes, json::PAYLOAD_DEPTH).map_err(refusal)?;
-    let SpecOnly { spec } = json::typed(bytes).map_err(refusal)?;
+    json::check(bytes, json::PAYLOAD_DEPTH).map_err(|e| refusal(&e))?;
+    let SpecOnly { spec } = json::typed(bytes).map_err(|e| refusal(&e))?;
     if spec != u64::from(SPEC) {
         return Err(Error::new(
             Code::Spec,
             format!("format version {spec}; this one understands {SPEC}: update it"),
         ));
     }
-    json::typed(bytes).map_err(refusal)
+    json::typed(bytes).map_err(|e| refusal(&e))
 }
 
-fn refusal(error: JsonError) -> Error {
+fn refusal(error: &JsonError) -> Error {
     let code = match error {
         JsonError::DuplicateKey(_) => Code::DupKey,
         JsonError::TooDeep(_) | JsonError::Number(_) | JsonError::Syntax(_) => Code::Payload,
