@@ -88,7 +88,7 @@ pub enum Purpose {
 /// Accepts a release (steps 2, 4, 5 and 7) by the root's `release_mode`.
 ///
 /// # Errors
-/// Signature and payload codes, `E_FLEET`, `E_RELEASE_*`, `E_INCOMPATIBLE`.
+/// `E_RELEASE_HASH` first, then signature and payload codes, `E_FLEET`, the other `E_RELEASE_*`, `E_INCOMPATIBLE`.
 pub fn release(
     root: &Verified<Root>,
     expected: &ExpectedRelease,
@@ -98,22 +98,23 @@ pub fn release(
     envelope: &Envelope,
 ) -> Result<Verified<Release>, Error> {
     check_kind::<Release>(envelope)?;
+    // A release is asked for by its hash: other bytes are not it, whoever signed them.
+    let sha256 = envelope.payload_sha256();
+    if sha256 != expected.sha256 {
+        return Err(Error::new(
+            Code::ReleaseHash,
+            format!("its payload is {sha256}, {} is expected", expected.sha256),
+        ));
+    }
     match (signed(root, expected.kind, envelope), purpose) {
         (Ok(()), _) => {}
         (Err(e), Purpose::KeepRunning)
-            if matches!(e.code, Code::SigUnknownKey | Code::SigWrongRole | Code::SigThreshold)
-                && envelope.payload_sha256() == expected.sha256 => {}
+            if matches!(e.code, Code::SigUnknownKey | Code::SigWrongRole | Code::SigThreshold) => {}
         (Err(e), _) => return Err(e),
     }
     let found: Release = parse(envelope)?;
     check_fleet(&found, root.fleet_id)?;
-    let found = Verified { document: found, sha256: envelope.payload_sha256() };
-    if found.sha256() != expected.sha256 {
-        return Err(Error::new(
-            Code::ReleaseHash,
-            format!("its payload is {}, {} is expected", found.sha256(), expected.sha256),
-        ));
-    }
+    let found = Verified { document: found, sha256 };
     check_identity(expected, &found)?;
     shape::check(&found)?;
     check_history(root, marks, platform, &found)?;
