@@ -5,17 +5,14 @@ use std::{path::Path, process::Command};
 
 use copal_e2e::{cloud::Cloud, engine, owner::Owner, repo::Repo, text};
 
-/// Debian's static busybox for arm64, whatever this machine is: fetched once into the build folder.
-fn arm64_busybox() -> Vec<u8> {
-    let dir = copal_e2e::binary("copal").with_file_name("arm64-busybox");
-    let file = dir.join("busybox");
-    if !file.exists() {
-        std::fs::create_dir_all(&dir).unwrap();
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images/apps/busybox.sh");
-        let output = Command::new(&script).args(["arm64", file.to_str().unwrap()]).output().unwrap();
-        assert!(output.status.success(), "{}: {}", script.display(), text(&output));
-    }
-    std::fs::read(file).unwrap()
+/// Puts Debian's static busybox for arm64 into `app`, by the script the sample has for it.
+fn add_arm64_busybox(repo: &Repo) {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images/apps/sample/prepare.sh");
+    let script = repo.path().join("prepare.sh");
+    std::fs::copy(sample, &script).unwrap();
+    std::fs::create_dir_all(repo.path().join("app")).unwrap();
+    let output = Command::new(&script).args(["arm64", "app"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -26,7 +23,7 @@ async fn an_arm64_fleet_builds_on_whatever_the_cloud_runs_on() {
         .ok(&["fleet", "create", "pi", "--device-type", "raspberrypi4-64", "--arch", "arm64", "--yes"])
         .await;
     let repo = Repo::new(&cloud, "pi");
-    repo.add_busybox("app").write("app/busybox", arm64_busybox());
+    add_arm64_busybox(&repo);
     // RUN executes arm64 programs while building: emulated where the cloud is of another architecture.
     repo.write(
         "app/Dockerfile",
