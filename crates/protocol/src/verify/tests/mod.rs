@@ -2,6 +2,7 @@
 
 mod assignments;
 mod chains;
+mod docs;
 mod envelopes;
 mod hostile;
 mod releases;
