@@ -13,6 +13,7 @@ use crate::{
     auth, blobs,
     bus::{Bus, LocalBus},
     config::Config,
+    devices,
     keys::ServerKeys,
     registry,
     store::{Db, fleets},
@@ -37,6 +38,8 @@ pub struct Inner {
     pub bus: Arc<dyn Bus>,
     /// Signing in.
     pub auth: auth::Memory,
+    /// Devices: where each stands, who is logged in.
+    pub devices: devices::Memory,
     /// The newest root of each fleet.
     pub roots: fleets::Roots,
     /// Keeps writers of blobs and their collector apart.
@@ -59,12 +62,14 @@ pub async fn open(config: Config) -> anyhow::Result<App> {
     let blobs = LocalFileSystem::new_with_prefix(config.blobs())
         .with_context(|| format!("opening the blob folder {}", config.blobs().display()))?;
     let keys = ServerKeys::open(&config.keys())?;
+    let devices = devices::Memory::load(&db).await?;
     Ok(Arc::new(Inner {
         db,
         blobs: Arc::new(blobs),
         keys,
         bus: Arc::new(LocalBus::default()),
         auth: auth::Memory::default(),
+        devices,
         roots: fleets::Roots::default(),
         blob_gate: blobs::Gate::default(),
         registry: registry::Memory::default(),

@@ -264,6 +264,7 @@ pub(crate) async fn delete(
     audit::record(&mut tx, &caller, "fleet.delete", &format!("fleet:{slug}"), detail).await?;
     tx.commit().await?;
     app.roots.forget(fleet.fleet_id);
+    app.devices.forget_fleet(fleet.fleet_id);
     app.bus.publish(Event::Fleet { fleet_id: id, id: slug });
     Ok(StatusCode::NO_CONTENT)
 }

@@ -4,9 +4,15 @@
 //! status. Never here: which device gets which release (`rollouts/`), images (`registry/`).
 //!
 //! ```text
-//! prepare → built ──publish──→ draft ──final──→ awaiting_signature ──signatures──→ final ⇄ invalidated
-//!             └─discard→ gone       └──────────────(mode builder)─────────────────↗
+//! prepare → built ──publish──→ draft ──finalise──→ awaiting_signature ──signatures──→ final ⇄ invalidated
+//!             └─discard→ gone       └───────────────(mode builder)──────────────────↗
 //! ```
+
+mod change;
+mod make;
+pub(crate) mod rows;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -17,8 +23,13 @@ use copal_protocol::{
     spec::{NetworkSpec, VolumeSpec},
 };
 
+pub use change::{add_signatures, finalise, publish, set_invalidated, set_note};
+pub use make::prepare;
+pub(crate) use rows::candidate;
+
 use crate::{
     app::App,
+    bus::Event,
     error::{Problem, Result},
 };
 
@@ -37,7 +48,7 @@ pub struct NewRelease {
     pub draft: bool,
     /// The build it came from.
     pub build_id: Option<String>,
-    /// Of a version tag; absent: the last version with its patch number raised.
+    /// Of a version tag; absent: the highest version with its patch number raised.
     pub version: Option<semver::Version>,
     /// The services, with their images.
     pub services: BTreeMap<Name, ServiceRelease>,
@@ -67,24 +78,30 @@ pub enum ReleaseStatus {
     Invalidated,
 }
 
-/// Makes the release document and stores it as `built`: policy-checked against the fleet's Root, numbered, and signed
-/// by the builder where the fleet's mode allows it. Answers its id, the SHA-256 of its payload.
-///
-/// # Errors
-/// `root_missing`, `root_expired`, `version_taken`, and the codes of policy and verification.
-pub async fn prepare(app: &App, new: NewRelease) -> Result<String> {
-    let _ = (app, new);
-    Err(Problem::internal("releases are not written yet"))
-}
+impl ReleaseStatus {
+    /// The word used in the database and on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Built => "built",
+            Self::Draft => "draft",
+            Self::AwaitingSignature => "awaiting_signature",
+            Self::Final => "final",
+            Self::Invalidated => "invalidated",
+        }
+    }
 
-/// The push is through: `built` becomes final, draft or awaiting_signature; a final one goes to a fleet that follows
-/// the newest. Publishing again answers where it stands. Audit is the caller's part.
-///
-/// # Errors
-/// `not_found`, or when the database fails.
-pub async fn publish(app: &App, id: &str) -> Result<ReleaseStatus> {
-    let _ = (app, id);
-    Err(Problem::internal("releases are not written yet"))
+    /// The status a word of the database means.
+    pub(crate) fn from_word(word: &str) -> Result<Self> {
+        Ok(match word {
+            "built" => Self::Built,
+            "draft" => Self::Draft,
+            "awaiting_signature" => Self::AwaitingSignature,
+            "final" => Self::Final,
+            "invalidated" => Self::Invalidated,
+            other => return Err(Problem::internal(format!("release status {other:?} in the database"))),
+        })
+    }
 }
 
 /// The push failed after the build: a release still `built` is dropped.
@@ -92,7 +109,9 @@ pub async fn publish(app: &App, id: &str) -> Result<ReleaseStatus> {
 /// # Errors
 /// When the database fails.
 pub async fn discard(app: &App, id: &str) -> Result<()> {
-    let _ = (app, id);
+    let mut tx = app.db.write().await?;
+    sqlx::query("DELETE FROM releases WHERE id = $1 AND status = 'built'").bind(id).execute(&mut *tx).await?;
+    tx.commit().await?;
     Ok(())
 }
 
@@ -114,6 +133,18 @@ pub struct Unpublished {
 /// # Errors
 /// When the database fails.
 pub async fn unpublished(app: &App) -> Result<Vec<Unpublished>> {
-    let _ = app;
-    Ok(Vec::new())
+    let rows: Vec<(String, String, String, String)> = sqlx::query_as(
+        "SELECT id, fleet_id, source, branch FROM releases WHERE status = 'built' ORDER BY counter",
+    )
+    .fetch_all(app.db.read())
+    .await?;
+    rows.into_iter()
+        .map(|(id, fleet_id, source, branch)| {
+            Ok(Unpublished { id, fleet_id: fleet_id.parse().map_err(Problem::internal)?, source, branch })
+        })
+        .collect()
+}
+
+fn tell(app: &App, fleet: FleetId, id: &str) {
+    app.bus.publish(Event::Release { fleet_id: fleet.to_string(), id: id.to_owned() });
 }

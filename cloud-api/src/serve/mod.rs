@@ -14,6 +14,7 @@ use axum::{Router, routing::get};
 use crate::{
     api::{self, health, openapi},
     app::App,
+    devices,
     error::Problem,
     registry,
 };
@@ -22,6 +23,7 @@ use crate::{
 /// its line here.
 pub fn router(app: App) -> Router {
     let rooms = Router::new()
+        .merge(devices::router())
         .nest("/api/v1", Router::from(api::router()))
         .route("/api/v1/openapi.json", get(openapi::serve))
         .merge(registry::router())

@@ -1,0 +1,120 @@
+//! How often one address may fail, and one device report: token buckets, bounded in number.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::error::Problem;
+
+/// Refusals at enrolment and login one address may collect at once, and how fast they are forgiven. A site behind one
+/// address that enrols a whole fleet does not fail, so this does not slow it.
+const FAILURES: Rate = Rate { burst: 20.0, per_second: 0.5 };
+/// Attempts of any outcome from one address: what checking signatures may cost.
+const ATTEMPTS: Rate = Rate { burst: 300.0, per_second: 20.0 };
+/// Reports of one device.
+pub(super) const REPORTS: Rate = Rate { burst: 60.0, per_second: 5.0 };
+/// Addresses remembered. Past it the map begins anew: someone with so many addresses is not stopped by counting them.
+const ADDRESSES: usize = 20_000;
+
+/// A rate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rate {
+    burst: f64,
+    per_second: f64,
+}
+
+/// What was used of a rate.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Bucket {
+    used: f64,
+    at: Option<Instant>,
+}
+
+impl Bucket {
+    /// Takes one, where there is one.
+    pub(super) fn take(&mut self, rate: Rate, now: Instant) -> bool {
+        self.drain(rate, now);
+        if self.used + 1.0 > rate.burst {
+            return false;
+        }
+        self.used += 1.0;
+        true
+    }
+
+    fn is_spent(&mut self, rate: Rate, now: Instant) -> bool {
+        self.drain(rate, now);
+        self.used + 1.0 > rate.burst
+    }
+
+    fn drain(&mut self, rate: Rate, now: Instant) {
+        let passed = self.at.map_or(0.0, |at| now.saturating_duration_since(at).as_secs_f64());
+        self.used = (self.used - passed * rate.per_second).max(0.0);
+        self.at = Some(now);
+    }
+}
+
+/// Buckets by address.
+#[derive(Debug, Default)]
+pub(super) struct Limits(Mutex<HashMap<String, (Bucket, Bucket)>>);
+
+impl Limits {
+    /// An address tries to enrol or log in.
+    pub(super) fn attempt(&self, source: &str, now: Instant) -> Result<(), Problem> {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if map.len() >= ADDRESSES {
+            map.clear();
+        }
+        let (attempts, failures) = map.entry(source.to_owned()).or_default();
+        if failures.is_spent(FAILURES, now) || !attempts.take(ATTEMPTS, now) {
+            return Err(Problem::new(
+                http::StatusCode::TOO_MANY_REQUESTS,
+                "too_many_requests",
+                "Too many attempts from this address; wait and try again.",
+            )
+            .retry_after(5));
+        }
+        Ok(())
+    }
+
+    /// It was refused.
+    pub(super) fn failed(&self, source: &str, now: Instant) {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, failures)) = map.get_mut(source) {
+            failures.take(FAILURES, now);
+        }
+    }
+
+    pub(super) fn sweep(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, (attempts, _)| attempts.at.is_some_and(|at| at.elapsed() < Duration::from_secs(120)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_fails_again_and_again_has_to_wait_and_is_then_heard_again() {
+        let limits = Limits::default();
+        let now = Instant::now();
+        for _ in 0..20 {
+            limits.attempt("10.0.0.1", now).unwrap();
+            limits.failed("10.0.0.1", now);
+        }
+        assert_eq!(limits.attempt("10.0.0.1", now).unwrap_err().code(), "too_many_requests");
+        limits.attempt("10.0.0.2", now).unwrap();
+        limits.attempt("10.0.0.1", now + Duration::from_secs(5)).unwrap();
+    }
+
+    #[test]
+    fn a_site_that_enrols_hundreds_without_failing_is_not_slowed() {
+        let limits = Limits::default();
+        let now = Instant::now();
+        assert!((0..300).all(|_| limits.attempt("10.0.0.1", now).is_ok()));
+    }
+}

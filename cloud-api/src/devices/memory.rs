@@ -1,0 +1,316 @@
+//! What is kept in memory of devices, so that a poll that finds nothing new touches no database: where each stands, the
+//! hash of its assignment, and who is logged in. Everything here is read from the database at start and changed only
+//! after a commit; sessions are the exception, they end with the process and devices log in again.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use copal_protocol::{
+    device_api::DeviceState,
+    ids::{DeviceId, FleetId, Sha256Hex},
+};
+use http::{HeaderMap, header};
+use tokio::sync::Notify;
+
+use super::{challenge::Challenges, limit::Limits, rows};
+use crate::{
+    error::{Problem, Result},
+    store::Db,
+};
+
+/// How long a session token is good for.
+pub const SESSION: Duration = Duration::from_secs(1800);
+/// A device is online while it holds a poll, or for so long after it was heard.
+pub const ONLINE_S: u64 = 90;
+/// Sessions of one device at a time: a new login lets requests under the last token end.
+const SESSIONS_EACH: usize = 3;
+
+/// Devices in memory.
+#[derive(Debug)]
+pub struct Memory {
+    devices: RwLock<HashMap<DeviceId, Arc<Entry>>>,
+    sessions: RwLock<HashMap<[u8; 32], Session>>,
+    pub(super) challenges: Challenges,
+    pub(super) limits: Limits,
+}
+
+#[derive(Debug)]
+struct Session {
+    entry: Arc<Entry>,
+    opened: Instant,
+}
+
+/// The newest assignment of a device, by what names and orders it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) sha256: Sha256Hex,
+    pub(crate) epoch: u64,
+    pub(crate) seq: u64,
+}
+
+/// One device.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) device_id: DeviceId,
+    pub(crate) fleet_id: FleetId,
+    facts: Mutex<Facts>,
+    /// Wakes held polls: the assignment or the state changed.
+    pub(super) changed: Notify,
+    /// Unix seconds; 0 before the first contact.
+    last_seen: AtomicU64,
+    flushed: AtomicU64,
+    held: AtomicU32,
+    online: AtomicBool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts {
+    pub(super) state: DeviceState,
+    pub(super) mark: Option<Mark>,
+    pub(super) reports: super::limit::Bucket,
+}
+
+impl Entry {
+    fn new(row: &rows::Known) -> Self {
+        let seen = row.last_seen.unwrap_or(0);
+        Self {
+            device_id: row.device_id,
+            fleet_id: row.fleet_id,
+            facts: Mutex::new(Facts {
+                state: row.state,
+                mark: row.mark,
+                reports: super::limit::Bucket::default(),
+            }),
+            changed: Notify::new(),
+            last_seen: AtomicU64::new(seen),
+            flushed: AtomicU64::new(seen),
+            held: AtomicU32::new(0),
+            online: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The seq of its assignment.
+    pub(crate) fn seq(&self) -> Option<u64> {
+        self.facts().mark.map(|mark| mark.seq)
+    }
+
+    /// Unix seconds of the last contact; 0 before the first.
+    pub(crate) fn last_seen(&self) -> u64 {
+        self.last_seen.load(Relaxed)
+    }
+
+    /// Whether it holds a poll or was heard of late.
+    pub(crate) fn is_online(&self, now: u64) -> bool {
+        self.held.load(Relaxed) > 0
+            || (self.last_seen() > 0 && now.saturating_sub(self.last_seen()) < ONLINE_S)
+    }
+
+    /// It was heard. Answers whether it was offline until now.
+    pub(super) fn touch(&self, now: u64) -> bool {
+        self.last_seen.store(now, Relaxed);
+        !self.online.load(Relaxed) && !self.online.swap(true, Relaxed)
+    }
+
+    /// A poll begins to be held; ends when the guard is dropped.
+    pub(super) fn hold(self: &Arc<Self>) -> Held {
+        self.held.fetch_add(1, Relaxed);
+        Held(Arc::clone(self))
+    }
+}
+
+/// A poll being held.
+#[derive(Debug)]
+pub(super) struct Held(Arc<Entry>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Relaxed);
+        self.0.last_seen.store(crate::app::now(), Relaxed);
+    }
+}
+
+/// What `Memory::sweep` found.
+#[derive(Debug, Default)]
+pub(super) struct Swept {
+    /// Contacts the database does not have yet.
+    pub(super) seen: Vec<(DeviceId, u64)>,
+    /// Devices that went offline.
+    pub(super) offline: Vec<Arc<Entry>>,
+}
+
+impl Memory {
+    /// Reads every device from the database.
+    ///
+    /// # Errors
+    /// When the database does not answer, or there is no randomness.
+    pub async fn load(db: &Db) -> anyhow::Result<Self> {
+        let devices =
+            rows::known(db).await?.iter().map(|row| (row.device_id, Arc::new(Entry::new(row)))).collect();
+        Ok(Self {
+            devices: RwLock::new(devices),
+            sessions: RwLock::default(),
+            challenges: Challenges::new()?,
+            limits: Limits::default(),
+        })
+    }
+
+    /// Who speaks, by their Bearer token. Memory only, and counts as a contact.
+    pub(super) fn session(&self, headers: &HeaderMap) -> Result<Arc<Entry>> {
+        let unknown =
+            || Problem::unauthorized("token_invalid", "The token is unknown or has expired: log in again.");
+        let token = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .and_then(|(_, token)| URL_SAFE_NO_PAD.decode(token.trim()).ok())
+            .ok_or_else(unknown)?;
+        let sessions = read(&self.sessions);
+        let session = sessions.get(Sha256Hex::of(&token).as_bytes()).ok_or_else(unknown)?;
+        if session.opened.elapsed() >= SESSION {
+            return Err(unknown());
+        }
+        let entry = Arc::clone(&session.entry);
+        drop(sessions);
+        let state = entry.facts().state;
+        refuse_unless_accepted(state)?;
+        Ok(entry)
+    }
+
+    /// Opens a session and answers its token.
+    pub(super) fn open(&self, entry: &Arc<Entry>) -> Result<String> {
+        let mut token = [0; 32];
+        getrandom::fill(&mut token).map_err(Problem::internal)?;
+        let mut sessions = write(&self.sessions);
+        let mut own: Vec<([u8; 32], Instant)> = sessions
+            .iter()
+            .filter(|(_, s)| s.entry.device_id == entry.device_id)
+            .map(|(key, s)| (*key, s.opened))
+            .collect();
+        own.sort_by_key(|(_, opened)| *opened);
+        for (key, _) in own.iter().rev().skip(SESSIONS_EACH - 1) {
+            sessions.remove(key);
+        }
+        sessions.insert(
+            *Sha256Hex::of(&token).as_bytes(),
+            Session { entry: Arc::clone(entry), opened: Instant::now() },
+        );
+        Ok(URL_SAFE_NO_PAD.encode(token))
+    }
+
+    /// Ends every session of a device; held polls end too.
+    pub(crate) fn cut(&self, device: DeviceId) {
+        write(&self.sessions).retain(|_, session| session.entry.device_id != device);
+        if let Some(entry) = self.get(device) {
+            entry.changed.notify_waiters();
+        }
+    }
+
+    /// A device, where it is known.
+    pub(crate) fn get(&self, device: DeviceId) -> Option<Arc<Entry>> {
+        read(&self.devices).get(&device).cloned()
+    }
+
+    /// A device was enrolled.
+    pub(super) fn add(&self, row: &rows::Known) -> Arc<Entry> {
+        Arc::clone(write(&self.devices).entry(row.device_id).or_insert_with(|| Arc::new(Entry::new(row))))
+    }
+
+    /// A fleet was deleted, and its devices with it.
+    pub fn forget_fleet(&self, fleet: FleetId) {
+        write(&self.devices).retain(|_, entry| entry.fleet_id != fleet);
+        write(&self.sessions).retain(|_, session| {
+            let stays = session.entry.fleet_id != fleet;
+            if !stays {
+                session.entry.facts().state = DeviceState::Revoked;
+                session.entry.changed.notify_waiters();
+            }
+            stays
+        });
+    }
+
+    /// A device's state was changed in the database.
+    pub(crate) fn set_state(&self, device: DeviceId, state: DeviceState) {
+        if let Some(entry) = self.get(device) {
+            entry.facts().state = state;
+            entry.changed.notify_waiters();
+        }
+    }
+
+    /// A device's new assignment is in the database. Commits may be told in another order than they were made;
+    /// an older one changes nothing.
+    pub(crate) fn set_mark(&self, device: DeviceId, mark: Mark) {
+        if let Some(entry) = self.get(device) {
+            let mut facts = entry.facts();
+            if facts.mark.is_none_or(|old| (old.epoch, old.seq) < (mark.epoch, mark.seq)) {
+                facts.mark = Some(mark);
+                drop(facts);
+                entry.changed.notify_waiters();
+            }
+        }
+    }
+
+    /// How many devices of a fleet are online.
+    pub(crate) fn online(&self, fleet: FleetId, now: u64) -> u64 {
+        read(&self.devices).values().filter(|e| e.fleet_id == fleet && e.is_online(now)).count() as u64
+    }
+
+    /// What changed since the last sweep; drops what has run out.
+    pub(super) fn sweep(&self, now: u64) -> Swept {
+        write(&self.sessions).retain(|_, session| session.opened.elapsed() < SESSION);
+        self.limits.sweep();
+        self.challenges.sweep();
+        let mut swept = Swept::default();
+        for entry in read(&self.devices).values() {
+            if entry.held.load(Relaxed) > 0 {
+                entry.last_seen.store(now, Relaxed);
+            }
+            let seen = entry.last_seen();
+            if seen != entry.flushed.swap(seen, Relaxed) {
+                swept.seen.push((entry.device_id, seen));
+            }
+            if entry.online.load(Relaxed) && !entry.is_online(now) {
+                entry.online.store(false, Relaxed);
+                swept.offline.push(Arc::clone(entry));
+            }
+        }
+        swept
+    }
+}
+
+/// Refuses a device that is not (or no longer) in.
+pub(super) fn refuse_unless_accepted(state: DeviceState) -> Result<()> {
+    match state {
+        DeviceState::Accepted | DeviceState::Preauthorised => Ok(()),
+        DeviceState::Pending => Err(Problem::forbidden(
+            "device_pending",
+            "A person must accept this device first: `copal device accept`.",
+        )),
+        DeviceState::Rejected => {
+            Err(Problem::forbidden("device_rejected", "A person decided that this device may not join."))
+        }
+        DeviceState::Revoked => Err(Problem::forbidden(
+            "device_revoked",
+            "This device was revoked. It keeps running what it runs; to bring it back, give it a new identity and enrol it.",
+        )),
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,67 @@
+//! Who is online, and the writes of it: in batches, and only what changed.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{memory::Entry, rows};
+use crate::{
+    app::{self, App},
+    assignments,
+    bus::Event,
+    error::Result,
+};
+
+/// Between two batches.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// A device was heard.
+pub(super) fn heard(app: &App, entry: &Arc<Entry>) {
+    if entry.touch(app::now()) {
+        app.bus
+            .publish(Event::Device { fleet_id: entry.fleet_id.to_string(), id: entry.device_id.to_string() });
+    }
+}
+
+/// First finishes what an earlier run left undone; then writes contacts down and tells who went offline, until the cloud stops; then once more.
+pub async fn run(app: App) {
+    if let Err(problem) = assignments::refresh_all(&app).await {
+        tracing::error!(%problem, "bringing assignments up to date at start");
+    }
+    loop {
+        let stop = tokio::select! {
+            () = tokio::time::sleep(EVERY) => false,
+            () = app.stopping.cancelled() => true,
+        };
+        if let Err(problem) = sweep(&app).await {
+            tracing::warn!(%problem, "writing down which devices were seen; tried again later");
+        }
+        if stop {
+            return;
+        }
+    }
+}
+
+/// One batch.
+pub(super) async fn sweep(app: &App) -> Result<()> {
+    let now = app::now();
+    let swept = app.devices.sweep(now);
+    for chunk in swept.seen.chunks(500) {
+        let mut tx = app.db.write().await?;
+        for (device, seen) in chunk {
+            sqlx::query("UPDATE devices SET last_seen = $2 WHERE device_id = $1")
+                .bind(device.to_string())
+                .bind(seen.cast_signed())
+                .execute(&mut *tx)
+                .await?;
+        }
+        tx.commit().await?;
+    }
+    for entry in swept.offline {
+        let mut tx = app.db.write().await?;
+        let event = rows::NewEvent::new("presence", "offline", "The device went offline.");
+        rows::add_events(&mut tx, entry.device_id, now, &[event]).await?;
+        tx.commit().await?;
+        app.bus
+            .publish(Event::Device { fleet_id: entry.fleet_id.to_string(), id: entry.device_id.to_string() });
+    }
+    Ok(())
+}

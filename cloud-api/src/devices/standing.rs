@@ -1,0 +1,189 @@
+//! Whether a device is on its target, and if not, the one reason why. Pure.
+
+use copal_protocol::{device_api::DeviceState, documents::Reason};
+
+use super::rows::reason;
+
+/// Reasons that only say what a device is doing: from one that fell silent they are stale.
+const PASSING: &[&str] = &[
+    "downloading",
+    "starting",
+    "trial",
+    "locked",
+    "waiting_dependency",
+    "waiting_not_before",
+    "engine_absent",
+    "not_fresh",
+    "no_assignment",
+];
+
+/// Reasons of the cloud: nothing failed on the device.
+const CLOUD: &[&str] = &[
+    "pending",
+    "rejected",
+    "revoked",
+    "clone_suspected",
+    "never_seen",
+    "offline",
+    "awaiting_signature",
+    "no_release",
+    "updating",
+    "paused",
+];
+
+/// What is known of a device.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts<'a> {
+    pub(crate) state: DeviceState,
+    pub(crate) clone_suspected: bool,
+    /// Unix seconds.
+    pub(crate) last_seen: Option<u64>,
+    pub(crate) online: bool,
+    /// Release, epoch and seq it was given.
+    pub(crate) assigned: Option<(&'a str, u64, u64)>,
+    /// Epoch and applied seq of its newest report.
+    pub(crate) reported: (u64, u64),
+    pub(crate) committed: Option<&'a str>,
+    pub(crate) said: Option<Reason>,
+    pub(crate) held_back: Option<Reason>,
+    /// Version of a newer release that waits for the owner.
+    pub(crate) awaiting: Option<&'a str>,
+}
+
+/// Where a device stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) on_target: bool,
+    pub(crate) reason: Option<Reason>,
+}
+
+impl Standing {
+    /// Whether a person should look: something failed, rather than being under way.
+    pub(crate) fn failed(&self) -> bool {
+        self.reason.as_ref().is_some_and(|r| {
+            r.code == "clone_suspected"
+                || !(PASSING.contains(&r.code.as_str()) || CLOUD.contains(&r.code.as_str()))
+        })
+    }
+}
+
+/// Decides.
+pub(crate) fn standing(facts: &Facts<'_>) -> Standing {
+    let off = |reason: Reason| Standing { on_target: false, reason: Some(reason) };
+    match facts.state {
+        DeviceState::Pending => return off(reason("pending", "The device waits for a person to accept it.")),
+        DeviceState::Rejected => {
+            return off(reason("rejected", "A person decided that this device may not join."));
+        }
+        DeviceState::Revoked => return off(reason("revoked", "The device was revoked.")),
+        DeviceState::Accepted | DeviceState::Preauthorised => {}
+    }
+    if facts.clone_suspected {
+        return off(reason(
+            "clone_suspected",
+            "Two holders of this device's key were seen. Neither gets anything new until a person decides; accept the device to go on.",
+        ));
+    }
+    if facts.last_seen.is_none() {
+        return off(reason("never_seen", "The device enrolled but never logged in."));
+    }
+    if let Some(held_back) = &facts.held_back {
+        return off(held_back.clone());
+    }
+    let awaiting = |version: &str| {
+        reason(
+            "awaiting_signature",
+            format!("Release {version} waits for the owner's signature: `copal release sign`."),
+        )
+    };
+    let Some((release, epoch, seq)) = facts.assigned else {
+        return off(match facts.awaiting {
+            Some(version) => awaiting(version),
+            None => reason("no_release", "The fleet has no release yet: push one."),
+        });
+    };
+    let applied = facts.reported == (epoch, seq) && facts.committed == Some(release) && facts.said.is_none();
+    if applied {
+        return match facts.awaiting {
+            Some(version) => off(awaiting(version)),
+            None => Standing { on_target: true, reason: None },
+        };
+    }
+    if let Some(said) = &facts.said
+        && (facts.online || !PASSING.contains(&said.code.as_str()))
+    {
+        return off(said.clone());
+    }
+    if !facts.online {
+        return off(reason("offline", "The device is offline; it updates when it is back."));
+    }
+    off(reason("updating", "The device was given the release and has not yet said that it runs it."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts<'static> {
+        Facts {
+            state: DeviceState::Accepted,
+            clone_suspected: false,
+            last_seen: Some(1),
+            online: true,
+            assigned: Some(("r1", 1, 7)),
+            reported: (1, 7),
+            committed: Some("r1"),
+            said: None,
+            held_back: None,
+            awaiting: None,
+        }
+    }
+
+    fn code(facts: &Facts<'_>) -> String {
+        standing(facts).reason.map(|r| r.code).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_device_is_on_target_when_it_committed_exactly_what_it_was_given() {
+        assert_eq!(standing(&facts()), Standing { on_target: true, reason: None });
+        assert_eq!(
+            standing(&Facts { online: false, ..facts() }).reason,
+            None,
+            "offline, but as it should be"
+        );
+        assert_eq!(code(&Facts { reported: (1, 6), ..facts() }), "updating");
+        assert_eq!(code(&Facts { reported: (2, 7), ..facts() }), "updating", "another epoch");
+        assert_eq!(code(&Facts { committed: Some("r0"), ..facts() }), "updating");
+        assert_eq!(code(&Facts { committed: None, online: false, ..facts() }), "offline");
+    }
+
+    #[test]
+    fn one_reason_the_most_telling() {
+        let said = |code: &str| Some(reason(code, ""));
+        assert_eq!(code(&Facts { said: said("rolled_back"), ..facts() }), "rolled_back");
+        assert_eq!(code(&Facts { said: said("rolled_back"), online: false, ..facts() }), "rolled_back");
+        assert_eq!(code(&Facts { said: said("downloading"), ..facts() }), "downloading");
+        assert_eq!(code(&Facts { said: said("downloading"), online: false, ..facts() }), "offline");
+        assert_eq!(
+            code(&Facts { held_back: said("incompatible"), said: said("trial"), ..facts() }),
+            "incompatible"
+        );
+        assert_eq!(code(&Facts { last_seen: None, ..facts() }), "never_seen");
+        assert_eq!(code(&Facts { clone_suspected: true, said: said("trial"), ..facts() }), "clone_suspected");
+        assert_eq!(code(&Facts { state: DeviceState::Revoked, clone_suspected: true, ..facts() }), "revoked");
+        assert_eq!(code(&Facts { awaiting: Some("1.2.3"), ..facts() }), "awaiting_signature");
+        assert_eq!(code(&Facts { assigned: None, committed: None, ..facts() }), "no_release");
+    }
+
+    #[test]
+    fn what_is_under_way_is_no_failure() {
+        let failed = |code: &str| Standing { on_target: false, reason: Some(reason(code, "")) }.failed();
+        assert!(
+            failed("rolled_back")
+                && failed("E_SIG_MISSING")
+                && failed("incompatible")
+                && failed("clone_suspected")
+        );
+        assert!(!failed("offline") && !failed("downloading") && !failed("awaiting_signature"));
+    }
+}
