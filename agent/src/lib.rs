@@ -23,4 +23,5 @@ pub mod observe;
 pub mod plan;
 pub mod settings;
 pub mod state;
+pub mod supervisor;
 pub mod target;

@@ -230,7 +230,7 @@ impl Trial {
 }
 
 /// Whether a lane's failure speaks against the target, rather than against the network, the disk or the engine.
-fn condemns(code: &str) -> bool {
+pub(crate) fn condemns(code: &str) -> bool {
     matches!(code, "start_failed" | "exited" | "E_CONTAINER_DRIFT" | "E_CONTAINER_IMAGE")
 }
 
