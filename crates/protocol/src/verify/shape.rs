@@ -16,6 +16,10 @@ const MAX_LAYERS: usize = 127;
 /// The network that is there without being declared.
 const DEFAULT_NETWORK: &str = "default";
 
+/// The agent knows its own containers by labels under the first; the others steer it.
+const RESERVED_LABELS: &str = "io.copal.";
+const STEERING_LABELS: [&str; 2] = ["io.copal.update.", "io.copal.secrets."];
+
 /// Refuses a release whose parts do not fit together.
 pub(super) fn check(release: &Release) -> Result<(), Error> {
     match release.kind {
@@ -32,7 +36,14 @@ fn check_services(release: &Release) -> Result<(), Error> {
     if release.services.len() > MAX_SERVICES {
         return bad(format!("{} services, at most {MAX_SERVICES}", release.services.len()));
     }
+    for (name, volume) in &release.volumes {
+        check_labels("volume", name, &volume.labels)?;
+    }
+    for (name, network) in &release.networks {
+        check_labels("network", name, &network.labels)?;
+    }
     for (name, service) in &release.services {
+        check_labels("service", name, &service.spec.labels)?;
         check_references(release, name, &service.spec)?;
         for (platform, image) in &service.images {
             check_image(image).map_err(|why| {
@@ -71,6 +82,17 @@ fn check_references(release: &Release, name: &Name, spec: &ServiceSpec) -> Resul
         }
     }
     Ok(())
+}
+
+/// A label of the agent's in a release could make its container pass for another app's, or another agent's.
+fn check_labels(what: &str, name: &Name, labels: &BTreeMap<String, String>) -> Result<(), Error> {
+    let forged = |label: &&String| {
+        label.starts_with(RESERVED_LABELS) && !STEERING_LABELS.iter().any(|ours| label.starts_with(ours))
+    };
+    match labels.keys().find(forged) {
+        Some(label) => bad(format!("{what} {name} has label {label:.80}, which is the agent's to set")),
+        None => Ok(()),
+    }
 }
 
 /// The repository becomes part of a URL that the device asks with its own token.

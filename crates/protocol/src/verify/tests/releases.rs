@@ -227,6 +227,28 @@ fn a_release_whose_parts_do_not_fit_is_refused_before_anything_starts() {
 }
 
 #[test]
+fn a_release_cannot_wear_the_agents_own_labels() {
+    let label = |text: &'static str| {
+        one(move |r| {
+            let spec = &mut r.services.get_mut("web").unwrap().spec;
+            spec.labels.insert(text.to_owned(), "x".to_owned());
+        })
+    };
+    for own in ["io.copal.instance", "io.copal.app", "io.copal.config-hash", "io.copal."] {
+        assert_eq!(code(label(own)), Code::Payload, "{own}");
+    }
+    for fine in ["io.copal.update.strategy", "io.copal.secrets.env", "io.copalx", "com.example.instance"] {
+        assert!(label(fine).is_ok(), "{fine}");
+    }
+    let volume = one(|r| {
+        let mut volume = crate::spec::VolumeSpec::default();
+        volume.labels.insert("io.copal.volume".to_owned(), "x".to_owned());
+        r.volumes.insert(name("data"), volume);
+    });
+    assert_eq!(code(volume), Code::Payload);
+}
+
+#[test]
 fn a_chain_of_services_is_sorted_in_linear_time() {
     let accepted = one(|r| {
         let web = r.services[&name("web")].clone();
