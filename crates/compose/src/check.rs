@@ -246,7 +246,9 @@ fn cycles(project: &Project, nodes: Option<&Node>, p: &mut Problems) {
 
 /// Two services cannot have the same port of the host, nor one service twice.
 fn ports(project: &Project, nodes: Option<&Node>, p: &mut Problems) {
-    let mut taken: BTreeMap<(u16, &str), Vec<(&Name, Option<&str>)>> = BTreeMap::new();
+    /// Who publishes a port already, and at which address.
+    type Holders<'p> = Vec<(&'p Name, Option<&'p str>)>;
+    let mut taken: BTreeMap<(u16, &str), Holders<'_>> = BTreeMap::new();
     for (name, service) in &project.services {
         let mut said = BTreeSet::new();
         for port in &service.spec.ports {

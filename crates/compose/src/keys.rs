@@ -373,7 +373,7 @@ pub(crate) fn admit(section: &Section, entry: &Entry, p: &mut Problems) -> bool 
     match section.keys.iter().find(|(name, _)| *name == entry.name) {
         Some((_, Yes(_))) => return true,
         Some((_, NoEffect(why))) => {
-            p.warn(&entry.key, code::NO_EFFECT, format!("has no effect: {why}"), "remove it")
+            p.warn(&entry.key, code::NO_EFFECT, format!("has no effect: {why}"), "remove it");
         }
         Some((_, No(why, fix))) => {
             p.at(&entry.key, code::UNSUPPORTED, format!("cannot be honoured: {why}"), *fix);
@@ -399,10 +399,14 @@ fn unknown<'k>(known: impl Iterator<Item = &'k str> + Clone, entry: &Entry, p: &
     let near = known.clone().map(|k| (distance(k, &entry.name), k)).min().filter(|(d, _)| *d <= 2);
     let fix = match near {
         Some((_, near)) => format!("did you mean `{near}`?"),
-        None => format!(
-            "known here: {}; begin your own keys with `x-`",
-            known.take(60).collect::<Vec<_>>().join(", ")
-        ),
+        None => {
+            let known: Vec<&str> = known.collect();
+            if known.len() <= 12 {
+                format!("known here: {}; begin your own keys with `x-`", known.join(", "))
+            } else {
+                "remove it (docs/compose.md lists every key), or begin your own keys with `x-`".to_owned()
+            }
+        }
     };
     p.at(&entry.key, code::UNKNOWN_KEY, "is not a key of compose at this place", fix);
 }
@@ -438,4 +442,60 @@ pub fn markdown() -> String {
         out.push('\n');
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Options, parse};
+
+    #[test]
+    fn the_documentation_has_the_same_table() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/compose.md");
+        let page = std::fs::read_to_string(path).unwrap();
+        let (before, rest) = page.split_once("<!-- keys -->\n").unwrap();
+        let (table, after) = rest.split_once("<!-- end of keys -->").unwrap();
+        let want = format!("\n{}", markdown());
+        if std::env::var_os("UPDATE_EXPECTED").is_some() {
+            std::fs::write(path, format!("{before}<!-- keys -->\n{want}<!-- end of keys -->{after}"))
+                .unwrap();
+        } else {
+            assert_eq!(table, want, "run this test with UPDATE_EXPECTED=1 and review docs/compose.md");
+        }
+    }
+
+    #[test]
+    fn every_key_is_read_or_refused_as_the_table_says() {
+        for (name, support) in SERVICE.keys {
+            let image = if *name == "image" { "" } else { "image: a, " };
+            let text = format!("services: {{a: {{{image}{name}: }}}}");
+            let result = parse(&text, &Options::new("f", "amd64", "generic"));
+            let refused = |code: &str| result.as_ref().is_err_and(|all| all.iter().any(|p| p.code == code));
+            match support {
+                No(..) => assert!(refused(code::UNSUPPORTED), "{name} is not refused"),
+                NoEffect(_) => {
+                    assert_eq!(result.as_ref().map(|p| p.warnings.len()), Ok(1), "{name} gives no warning")
+                }
+                // Whether an empty value is one is the key's own matter; that it is looked at is what counts.
+                Yes(_) => {
+                    assert!(!refused(code::UNSUPPORTED) && !refused(code::UNKNOWN_KEY), "{name} is not read")
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_stands_once_in_its_section() {
+        for section in ALL {
+            let names: std::collections::BTreeSet<_> = section.keys.iter().map(|(name, _)| name).collect();
+            assert_eq!(names.len(), section.keys.len(), "{}", section.title);
+        }
+    }
+
+    #[test]
+    fn near_misses_are_found() {
+        assert_eq!(distance("ports", "prots"), 2);
+        assert_eq!(distance("image", "image"), 0);
+        assert_eq!(distance("", "abc"), 3);
+    }
 }

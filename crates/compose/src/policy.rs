@@ -80,7 +80,7 @@ pub(crate) fn check(root: &Node, project: &Project, policy: &Policy, p: &mut Pro
 }
 
 fn fix() -> &'static str {
-    "remove it, or have the fleet's owner allow it: edit `policy.allow` with `copal root renew`"
+    "remove it, or have the fleet's owner open it in a new root (`copal root renew`)"
 }
 
 fn refusal(

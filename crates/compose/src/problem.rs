@@ -90,7 +90,8 @@ impl Problems {
         Self { file: file.to_owned(), ..Self::default() }
     }
 
-    /// Records a problem at a node.
+    /// Records a problem at a node. Of several kinds at one place the first counts: what follows from it (a variable
+    /// without a value, then an image without a name) would only confuse.
     pub fn at(
         &mut self,
         node: &Node,
@@ -99,7 +100,13 @@ impl Problems {
         fix: impl Into<String>,
     ) {
         let problem = self.make((node.line, node.column), node.path.to_string(), code, message, fix);
-        self.push(problem);
+        let follows = self.list.iter().any(|earlier| {
+            (earlier.line, earlier.column, &earlier.path) == (problem.line, problem.column, &problem.path)
+                && earlier.code != code
+        });
+        if !follows {
+            self.push(problem);
+        }
     }
 
     /// Records a problem of the file as a whole.

@@ -86,7 +86,7 @@ pub(crate) fn invalid(node: &Node, p: &mut Problems, want: &str) {
         }
         _ => node.kind().to_owned(),
     };
-    p.at(node, code::INVALID, format!("{shown} is not {want}"), format!("write {want}"));
+    p.at(node, code::INVALID, format!("cannot be {shown}"), format!("write {want}"));
 }
 
 /// Reads a word by `parse`; `want` says what it should be.

@@ -18,12 +18,8 @@ pub enum ProjectFile {
 ///
 /// # Errors
 /// A message that says what was looked for and what to do, when there is none.
-pub fn project<'f>(
-    files: impl IntoIterator<Item = &'f str> + Clone,
-    arch: &str,
-    device_type: &str,
-) -> Result<ProjectFile, String> {
-    if let Some(name) = COMPOSE_FILES.iter().find(|name| files.clone().into_iter().any(|f| f == **name)) {
+pub fn project<S: AsRef<str>>(files: &[S], arch: &str, device_type: &str) -> Result<ProjectFile, String> {
+    if let Some(name) = COMPOSE_FILES.iter().find(|name| files.iter().any(|f| f.as_ref() == **name)) {
         return Ok(ProjectFile::Compose((*name).to_owned()));
     }
     dockerfile(files, arch, device_type).map(ProjectFile::Dockerfile).map_err(|_| {
@@ -41,18 +37,16 @@ pub fn project<'f>(
 ///
 /// # Errors
 /// A message that says what was looked for, when there is none.
-pub fn dockerfile<'f>(
-    files: impl IntoIterator<Item = &'f str> + Clone,
-    arch: &str,
-    device_type: &str,
-) -> Result<String, String> {
+pub fn dockerfile<S: AsRef<str>>(files: &[S], arch: &str, device_type: &str) -> Result<String, String> {
     let candidates = dockerfiles(arch, device_type);
-    candidates.iter().find(|name| files.clone().into_iter().any(|f| f == *name)).cloned().ok_or_else(|| {
-        format!(
-            "there is no Dockerfile in it (looked for {}); add one, or name it by `dockerfile:`",
-            candidates.join(", ")
-        )
-    })
+    candidates.iter().find(|name| files.iter().any(|f| f.as_ref() == name.as_str())).cloned().ok_or_else(
+        || {
+            format!(
+                "there is no Dockerfile in it (looked for {}); add one, or name it by `dockerfile:`",
+                candidates.join(", ")
+            )
+        },
+    )
 }
 
 /// The Dockerfiles looked for, first wins.
@@ -96,7 +90,7 @@ mod tests {
     use super::*;
 
     fn find(files: &[&str]) -> Result<ProjectFile, String> {
-        project(files.iter().copied(), "arm64", "raspberrypi4-64")
+        project(files, "arm64", "raspberrypi4-64")
     }
 
     #[test]

@@ -207,7 +207,7 @@ pub(crate) fn read(text: &str, problems: &mut Problems) -> Option<Node> {
             max_recorded_anchor_events: MAX_NODES,
             max_merge_keys: MAX_ALIASES,
             max_total_scalar_bytes: 2 * MAX_FILE,
-            max_documents: 1,
+            max_documents: 2,
         },
         alias_limits: serde_saphyr::alias_limits! {
             max_total_replayed_events: MAX_NODES,
@@ -224,17 +224,30 @@ pub(crate) fn read(text: &str, problems: &mut Problems) -> Option<Node> {
         Ok(raw) => Some(settle(raw, Rc::new(Path::Root), None, text, problems)),
         Err(error) => {
             let place = error.location().map_or((0, 0), |l| (l.line(), l.column()));
-            let whole = error.to_string();
+            let whole = error.without_snippet().to_string();
             // The place is said once, in front.
-            let message =
-                whole.rsplit_once(" at line ").map_or(whole.as_str(), |(before, _)| before).to_owned();
-            let budget = message.contains("budget") || message.contains("limit");
-            let (code, fix) = if budget {
-                (code::LIMIT, "write it with fewer levels, anchors and aliases")
-            } else if message.contains("multiple YAML documents") {
-                (code::YAML, "keep one document in the file: remove the `---` and what follows")
+            let said = whole.split_once(" at line ").map_or(whole.as_str(), |(before, _)| before);
+            let (code, message, fix) = if said.contains("budget") || said.contains("limit exceeded") {
+                (
+                    code::LIMIT,
+                    format!(
+                        "is more deeply nested or more repetitive than a compose file may be (at most {MAX_DEPTH} levels, \
+                         {MAX_NODES} values, {MAX_ALIASES} aliases)"
+                    ),
+                    "write it with fewer levels, anchors and aliases",
+                )
+            } else if said.contains("multiple YAML documents") {
+                (
+                    code::YAML,
+                    "holds more than one YAML document".to_owned(),
+                    "keep one document in the file: remove the `---` and what follows",
+                )
             } else {
-                (code::YAML, "mend the YAML there: indentation by spaces, `key: value`, quotes closed")
+                (
+                    code::YAML,
+                    format!("is not YAML: {said}"),
+                    "mend it there: indentation by spaces, `key: value`, quotes and brackets closed",
+                )
             };
             let problem = problems.make(place, String::new(), code, message, fix);
             problems.push(problem);

@@ -31,7 +31,7 @@ pub(super) fn read_key(spec: &mut ServiceSpec, key: &str, node: &Node, p: &mut P
             spec.ipc = read::word(node, p).and_then(|text| namespace(node, text.trim(), &known, p));
         }
         "dns" => {
-            spec.dns = ordered(node, p, "an address", |t| t.parse::<IpAddr>().ok().map(|ip| ip.to_string()))
+            spec.dns = ordered(node, p, "an address", |t| t.parse::<IpAddr>().ok().map(|ip| ip.to_string()));
         }
         "dns_search" => {
             spec.dns_search =
@@ -130,7 +130,7 @@ fn devices(node: &Node, p: &mut Problems) -> Vec<Device> {
                 match entry.name.as_str() {
                     "source" => host = read::parsed(&entry.node, p, "an absolute path", read::absolute_path),
                     "target" => {
-                        container = read::parsed(&entry.node, p, "an absolute path", read::absolute_path)
+                        container = read::parsed(&entry.node, p, "an absolute path", read::absolute_path);
                     }
                     _ => letters = read::parsed(&entry.node, p, "letters of `rwm`", permissions),
                 }
@@ -198,7 +198,11 @@ fn extra_hosts(node: &Node, p: &mut Problems) -> BTreeMap<String, String> {
                 }
             }
             _ => {
-                read::invalid(at, p, "a host and its address, such as `name=10.0.0.5` or `name=host-gateway`")
+                read::invalid(
+                    at,
+                    p,
+                    "a host and its address, such as `name=10.0.0.5` or `name=host-gateway`",
+                );
             }
         }
     };

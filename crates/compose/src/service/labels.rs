@@ -34,47 +34,51 @@ pub(crate) fn of_service(node: &Node, p: &mut Problems) -> BTreeMap<String, Stri
     let labels = read::pair_map(node, p);
     for (name, value, at) in read::pairs(node, p) {
         let value = value.unwrap_or_default();
-        match name.as_str() {
-            LABEL_STRATEGY | "io.balena.update.strategy" => {
-                if !STRATEGIES.contains(&value.as_str()) {
-                    bad(&name, at, p, &format!("one of {}", STRATEGIES.join(", ")));
-                }
-            }
+        let wait = |ms: Option<u64>| ms.is_some_and(|ms| (1..=MAX_WAIT_MS).contains(&ms));
+        let (sound, want) = match name.as_str() {
+            LABEL_STRATEGY | "io.balena.update.strategy" => (
+                STRATEGIES.contains(&value.as_str()),
+                "`download-then-kill`, `kill-then-download`, `delete-then-download` or `hand-over`",
+            ),
             LABEL_HEALTHY_AFTER | LABEL_START_TIMEOUT | LABEL_HANDOVER_TIMEOUT => {
-                if !parse_duration_ms(&value).is_some_and(|ms| (1..=MAX_WAIT_MS).contains(&ms)) {
-                    bad(&name, at, p, "a duration such as `45s` or `2m`, at most 1h");
-                }
+                (wait(parse_duration_ms(&value)), "a duration such as `45s` or `2m`, at most 1h")
             }
             "io.balena.update.handover-timeout" => {
                 let ms = value.parse().ok().or_else(|| parse_duration_ms(&value));
-                if !ms.is_some_and(|ms| (1..=MAX_WAIT_MS).contains(&ms)) {
-                    bad(&name, at, p, "milliseconds, or a duration such as `45s`, at most 1h");
-                }
+                (wait(ms), "milliseconds, or a duration such as `45s`, at most 1h")
             }
-            LABEL_SECRETS_ENV => {
-                let names: Vec<&str> = value.split(',').map(str::trim).collect();
-                if !names.iter().all(|name| super::environment::variable_name(name).is_some()) {
-                    bad(&name, at, p, "names of secrets, separated by commas");
-                }
-            }
-            other if other.starts_with("io.copal.") => reserved(other, at, p),
-            other if other.starts_with("io.balena.features.") => p.at(
-                at,
-                code::UNSUPPORTED,
-                format!(
-                    "{} cannot be honoured: it opens the interface of another supervisor",
-                    read::shown(other)
-                ),
-                "remove it; host paths and devices are asked for by `volumes:` and `devices:`",
+            LABEL_SECRETS_ENV => (
+                value.split(',').all(|name| super::environment::variable_name(name.trim()).is_some()),
+                "names of secrets, separated by commas",
             ),
-            _ => {}
+            other if other.starts_with("io.copal.") => {
+                reserved(other, at, p);
+                continue;
+            }
+            other if other.starts_with("io.balena.features.") => {
+                p.at(
+                    at,
+                    code::UNSUPPORTED,
+                    format!(
+                        "{} cannot be honoured: it opens the interface of another supervisor",
+                        read::shown(other)
+                    ),
+                    "remove it; host paths and devices are asked for by `volumes:` and `devices:`",
+                );
+                continue;
+            }
+            _ => continue,
+        };
+        if !sound {
+            p.at(
+                at,
+                code::INVALID,
+                format!("{name} cannot be `{}`", read::shown(&value)),
+                format!("write {want}"),
+            );
         }
     }
     labels
-}
-
-fn bad(name: &str, at: &Node, p: &mut Problems, want: &str) {
-    p.at(at, code::INVALID, format!("{name} must be {want}"), "put the label's value right");
 }
 
 fn reserved(name: &str, at: &Node, p: &mut Problems) {

@@ -1,5 +1,7 @@
 //! `volumes:` and `tmpfs:` of a service, by their target.
 
+use std::collections::btree_map::Entry;
+
 use copal_protocol::spec::{Mount, ServiceSpec};
 
 use crate::{
@@ -67,10 +69,13 @@ fn put(spec: &mut ServiceSpec, target: String, mount: Mount, at: &Node, p: &mut 
             format!("{target} is where the agent puts locks and secrets"),
             "mount it elsewhere",
         );
-    } else if spec.mounts.contains_key(&target) {
-        p.at(at, code::CONFLICT, format!("{target} has two mounts"), "keep one of the two");
-    } else {
-        spec.mounts.insert(target, mount);
+        return;
+    }
+    match spec.mounts.entry(target) {
+        Entry::Vacant(place) => drop(place.insert(mount)),
+        Entry::Occupied(place) => {
+            p.at(at, code::CONFLICT, format!("{} has two mounts", place.key()), "keep one of the two");
+        }
     }
 }
 

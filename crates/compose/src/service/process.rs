@@ -40,7 +40,7 @@ pub(super) fn read_key(spec: &mut ServiceSpec, key: &str, node: &Node, p: &mut P
         "runtime" => spec.runtime = word(p),
         "logging" => spec.logging = logging(node, p),
         "stop_signal" => {
-            spec.stop_signal = read::parsed(node, p, "a signal such as `SIGTERM` or `15`", signal)
+            spec.stop_signal = read::parsed(node, p, "a signal such as `SIGTERM` or `15`", signal);
         }
         "stop_grace_period" => spec.stop_grace_period_ms = read::duration_ms(node, p),
         _ => return false,
