@@ -1,27 +1,18 @@
 //! What tests of the registry and its neighbours stand on.
 
-use std::net::SocketAddr;
-
 use copal_protocol::ids::Digest;
 
 use super::{MANIFEST_TYPE, put_manifest};
 use crate::{
     app::{self, App},
     blobs,
-    config::{BuildLimits, Config},
+    config::Config,
 };
 
 /// A cloud in a folder of its own.
 pub(crate) async fn app() -> (tempfile::TempDir, App) {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config {
-        data: dir.path().join("data"),
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        url: String::new(),
-        tls_pins: Vec::new(),
-        docker_host: "unix:///var/run/docker.sock".to_owned(),
-        build: BuildLimits::default(),
-    };
+    let config = Config::local(dir.path().join("data"));
     let app = app::open(config).await.unwrap();
     (dir, app)
 }
