@@ -157,7 +157,14 @@ pub async fn add_signatures(app: &App, caller: &Caller, id: &str, bytes: &[u8]) 
     if added.is_empty() {
         return row.status();
     }
-    envelope.merge_signatures(&offered);
+    for signature in offered.signatures() {
+        if !envelope.push_signature(signature.clone()) {
+            return Err(Problem::invalid(
+                "E_ENVELOPE",
+                "The release has as many signatures as an envelope may carry.",
+            ));
+        }
+    }
     let bytes = envelope.to_bytes();
     // Read again as a device will: signatures have a bound too.
     let envelope =
