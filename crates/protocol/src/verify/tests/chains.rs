@@ -14,8 +14,8 @@ fn told(report: &Report) -> String {
     report.steps.iter().map(line).collect()
 }
 
-fn last_code(report: &Report) -> Code {
-    report.steps.last().unwrap().outcome.as_ref().unwrap_err().code
+fn refused(report: &Report) -> Vec<Code> {
+    report.steps.iter().filter_map(|step| step.outcome.as_ref().err().map(|e| e.code)).collect()
 }
 
 #[test]
@@ -55,17 +55,17 @@ fn a_whole_chain_of_files_is_verified_and_told_step_by_step() {
     let web: &mut _ = undeclared.env.get_mut(&keys.app_id).unwrap().get_mut("web").unwrap();
     web.insert("OTHER".to_owned(), String::new());
     assert_eq!(second.policy.env_mode, EnvMode::Declared);
-    assert_eq!(last_code(&judge(&undeclared, NOW)), Code::EnvUndeclared);
+    assert_eq!(refused(&judge(&undeclared, NOW)), [Code::EnvUndeclared]);
 
     let mut other_release = assignment.clone();
     other_release.apps[0].sha256 = crate::ids::Sha256Hex::of(b"another");
-    assert_eq!(last_code(&judge(&other_release, NOW)), Code::ReleaseHash);
+    assert_eq!(refused(&judge(&other_release, NOW)), [Code::ReleaseHash]);
 
     let others = Assignment { device_id: crate::ids::DeviceId::from_bytes([7; 16]), ..assignment.clone() };
-    assert_eq!(last_code(&judge(&others, NOW)), Code::DeviceMismatch);
+    assert_eq!(refused(&judge(&others, NOW)), [Code::DeviceMismatch]);
 
     let late = judge(&assignment, second.expires);
-    assert_eq!(last_code(&late), Code::RootExpired);
+    assert_eq!(refused(&late), [Code::RootExpired]);
     assert!(late.assignment.is_none() && late.releases.is_empty(), "nothing is judged by an expired root");
 }
 
