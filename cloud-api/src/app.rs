@@ -10,7 +10,7 @@ use object_store::{ObjectStore, local::LocalFileSystem};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    auth, blobs,
+    auth, blobs, build,
     bus::{Bus, LocalBus},
     config::Config,
     devices,
@@ -44,6 +44,8 @@ pub struct Inner {
     pub roots: fleets::Roots,
     /// Keeps writers of blobs and their collector apart.
     pub blob_gate: blobs::Gate,
+    /// Builds that wait and the one that runs.
+    pub builds: build::Queue,
     /// Registry tokens and uploads in progress.
     pub registry: registry::Memory,
     /// Set when the cloud is about to stop: streams and long polls end, requests finish.
@@ -72,6 +74,7 @@ pub async fn open(config: Config) -> anyhow::Result<App> {
         devices,
         roots: fleets::Roots::default(),
         blob_gate: blobs::Gate::default(),
+        builds: build::Queue::default(),
         registry: registry::Memory::default(),
         stopping: CancellationToken::new(),
         config,

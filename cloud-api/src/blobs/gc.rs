@@ -266,7 +266,7 @@ mod tests {
             let writer = async {
                 let mut spool = Spool::begin(&blobs::uploads_dir(&app), 1000).await.unwrap();
                 spool.write(&bytes).await.unwrap();
-                blobs::store(&app, "demo/b", spool, &digest).await.unwrap();
+                blobs::store(&app, "demo/b", spool.finish().await.unwrap(), &digest).await.unwrap();
             };
             // The link of the first storing counts as old; the collector may take the blob before the second.
             let ((), _) = tokio::join!(writer, async { collect(&app, now() + 10).await.unwrap() });

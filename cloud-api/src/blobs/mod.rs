@@ -21,7 +21,7 @@ mod gc;
 mod spool;
 
 pub use gc::{GcReport, gc};
-pub use spool::{Spool, SpoolError};
+pub use spool::{Gathered, Spool, SpoolError, TempFile};
 
 /// How long something unreferenced is kept, in seconds: an upload or build in progress may be about to use it.
 pub const GRACE_S: u64 = 24 * 3600;
@@ -115,12 +115,12 @@ async fn insert_link(tx: &mut crate::store::Tx, repo: &str, digest: &Digest) -> 
     Ok(())
 }
 
-/// Stores what a spool gathered, if it has the digest it should have, and links it into a repository.
+/// Stores what was gathered, if it has the digest it should have, and links it into a repository.
 ///
 /// # Errors
 /// [`SpoolError::Digest`] when it has another; otherwise when disk, store or database fail.
-pub async fn store(app: &App, repo: &str, spool: Spool, expected: &Digest) -> Result<u64, SpoolError> {
-    let (file, got, size) = spool.finish().await?;
+pub async fn store(app: &App, repo: &str, gathered: Gathered, expected: &Digest) -> Result<u64, SpoolError> {
+    let Gathered { file, digest: got, size } = gathered;
     if got != *expected {
         return Err(SpoolError::Digest { expected: *expected, got });
     }
@@ -158,7 +158,7 @@ pub async fn store_bytes(app: &App, repo: &str, bytes: &[u8]) -> Result<Digest, 
     if !link(app, repo, &digest).await? {
         let mut spool = Spool::begin(&uploads_dir(app), bytes.len() as u64).await?;
         spool.write(bytes).await?;
-        store(app, repo, spool, &digest).await?;
+        store(app, repo, spool.finish().await?, &digest).await?;
     }
     Ok(digest)
 }

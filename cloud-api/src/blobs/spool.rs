@@ -46,6 +46,28 @@ impl TempFile {
     }
 }
 
+impl TempFile {
+    /// Names a new file in a folder; nothing is written yet.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn make(dir: &Path) -> std::io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        Ok(Self(dir.join(crate::registry::random_id()?)))
+    }
+}
+
+/// Bytes that are all there, on their way to becoming a blob.
+#[derive(Debug)]
+pub struct Gathered {
+    /// Where they are.
+    pub file: TempFile,
+    /// What they are.
+    pub digest: Digest,
+    /// How many.
+    pub size: u64,
+}
+
 impl Drop for TempFile {
     fn drop(&mut self) {
         // Leftovers are swept at the next start.
@@ -69,8 +91,7 @@ impl Spool {
     /// # Errors
     /// When the file cannot be made.
     pub async fn begin(dir: &Path, max: u64) -> std::io::Result<Self> {
-        fs::create_dir_all(dir).await?;
-        let temp = TempFile(dir.join(crate::registry::random_id()?));
+        let temp = TempFile::make(dir)?;
         let file = fs::OpenOptions::new().write(true).create_new(true).open(temp.path()).await?;
         Ok(Self { temp, file, hasher: Sha256::new(), size: 0, max })
     }
@@ -95,11 +116,11 @@ impl Spool {
         self.size
     }
 
-    /// Ends it: the file, its digest, its size.
+    /// Ends it.
     ///
     /// # Errors
     /// When the disk fails.
-    pub async fn finish(mut self) -> std::io::Result<(TempFile, Digest, u64)> {
+    pub async fn finish(mut self) -> std::io::Result<Gathered> {
         self.file.flush().await?;
         self.file.sync_data().await?;
         // A request that was cut off in the middle of a write may have left more in the file than was hashed.
@@ -107,6 +128,6 @@ impl Spool {
             return Err(std::io::Error::other("the upload was cut off within a write; begin it again"));
         }
         let digest: [u8; 32] = self.hasher.finalize().into();
-        Ok((self.temp, Digest::from_bytes(digest), self.size))
+        Ok(Gathered { file: self.temp, digest: Digest::from_bytes(digest), size: self.size })
     }
 }

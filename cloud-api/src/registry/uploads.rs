@@ -154,7 +154,7 @@ pub(super) async fn begin(
     let mut spool = Spool::begin(&blobs::uploads_dir(app), MAX_BLOB).await.map_err(OciError::internal)?;
     if let Some(digest) = wanted_digest(query)? {
         fill(&mut spool, body).await?;
-        blobs::store(app, repo, spool, &digest).await?;
+        blobs::store(app, repo, spool.finish().await.map_err(OciError::internal)?, &digest).await?;
         return created(repo, &digest);
     }
     let id = app.registry.uploads.insert(repo, spool)?;
@@ -221,7 +221,7 @@ pub(super) async fn finish(
     }
     app.registry.uploads.remove(repo, id)?;
     let spool = Arc::try_unwrap(shared).map_err(|_| busy())?.into_inner();
-    blobs::store(app, repo, spool, &digest).await?;
+    blobs::store(app, repo, spool.finish().await.map_err(OciError::internal)?, &digest).await?;
     created(repo, &digest)
 }
 

@@ -157,14 +157,7 @@ pub async fn add_signatures(app: &App, caller: &Caller, id: &str, bytes: &[u8]) 
     if added.is_empty() {
         return row.status();
     }
-    for signature in offered.signatures() {
-        if !envelope.push_signature(signature.clone()) {
-            return Err(Problem::invalid(
-                "E_ENVELOPE",
-                "The release has as many signatures as an envelope may carry.",
-            ));
-        }
-    }
+    copal_protocol::verify::merge_signatures(&root, &mut envelope, &offered);
     let bytes = envelope.to_bytes();
     // Read again as a device will: signatures have a bound too.
     let envelope =
