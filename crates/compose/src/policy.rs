@@ -3,13 +3,13 @@
 //! The rules are the protocol's ([`check_release`]), the very ones a device applies: here each wish of a service is
 //! put to them alone, so that a refusal has a place. Nothing is decided twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use copal_protocol::{
     documents::{Compat, Policy, Release, ReleaseKind, ServiceRelease},
     ids::{AppId, FleetId, Name},
     policy::check_release,
-    spec::{ServiceSpec, VolumeSpec},
+    spec::ServiceSpec,
 };
 
 use crate::{
@@ -39,7 +39,7 @@ pub(crate) fn check(root: &Node, project: &Project, policy: &Policy, p: &mut Pro
         let Some(node) = root.get("services").and_then(|services| services.get(name.as_str())) else {
             continue;
         };
-        if refusal(policy, name, &service.spec, BTreeMap::new()).is_none() {
+        if refusal(policy, name, &service.spec).is_none() {
             continue;
         }
         let before = p.list.len();
@@ -57,41 +57,51 @@ pub(crate) fn check(root: &Node, project: &Project, policy: &Policy, p: &mut Pro
                 let mut spec = ServiceSpec::default();
                 // Problems of the value itself were recorded when the service was read.
                 service::read_key(&mut spec, key, &wish, &mut Problems::default());
-                if let Some((code, detail)) = refusal(policy, name, &spec, BTreeMap::new()) {
-                    p.at(&wish, code, detail, fix());
+                if let Some((code, detail)) = refusal(policy, name, &spec) {
+                    p.at(&wish, code, detail, FIX);
                 }
             }
         }
         if p.list.len() == before
-            && let Some((code, detail)) = refusal(policy, name, &service.spec, BTreeMap::new())
+            && let Some((code, detail)) = refusal(policy, name, &service.spec)
         {
-            p.at(node, code, detail, fix());
+            p.at(node, code, detail, FIX);
         }
     }
-    let Some(anyone) = project.services.keys().next() else { return };
     for (name, volume) in &project.volumes {
-        let volumes = BTreeMap::from([(name.clone(), volume.clone())]);
-        if let Some((code, detail)) = refusal(policy, anyone, &ServiceSpec::default(), volumes)
-            && let Some(node) = root.get("volumes").and_then(|volumes| volumes.get(name.as_str()))
-        {
-            p.at(node.get("driver_opts").unwrap_or(node), code, detail, fix());
-        }
+        let mut release = nothing();
+        release.volumes.insert(name.clone(), volume.clone());
+        parts(root, "volumes", name, policy, &release, p);
+    }
+    for (name, network) in &project.networks {
+        let mut release = nothing();
+        release.networks.insert(name.clone(), network.clone());
+        parts(root, "networks", name, policy, &release, p);
     }
 }
 
-fn fix() -> &'static str {
-    "remove it, or have the fleet's owner open it in a new root (`copal root renew`)"
+/// Reports a volume or network that is refused, at its driver options or its driver.
+fn parts(root: &Node, section: &str, name: &Name, policy: &Policy, release: &Release, p: &mut Problems) {
+    let Some(error) = check_release(policy, release).err() else { return };
+    let Some(node) = root.get(section).and_then(|all| all.get(name.as_str())) else { return };
+    let place = if error.detail.contains("asks for driver_opts") { "driver_opts" } else { "driver" };
+    p.at(node.get(place).unwrap_or(node), error.code.as_str(), error.detail, FIX);
 }
 
-fn refusal(
-    policy: &Policy,
-    name: &Name,
-    spec: &ServiceSpec,
-    volumes: BTreeMap<Name, VolumeSpec>,
-) -> Option<(&'static str, String)> {
+const FIX: &str = "remove it, or have the fleet's owner open it in a new root (`copal root renew`)";
+
+/// Why a service that asks for no more than `spec` is refused.
+fn refusal(policy: &Policy, name: &Name, spec: &ServiceSpec) -> Option<(&'static str, String)> {
     let service =
-        ServiceRelease { spec: spec.clone(), overridable_env: Default::default(), images: BTreeMap::new() };
-    let release = Release {
+        ServiceRelease { spec: spec.clone(), overridable_env: BTreeSet::new(), images: BTreeMap::new() };
+    let mut release = nothing();
+    release.services.insert(name.clone(), service);
+    check_release(policy, &release).err().map(|e| (e.code.as_str(), e.detail))
+}
+
+/// A release that asks for nothing.
+fn nothing() -> Release {
+    Release {
         spec: 1,
         fleet_id: FleetId::from_bytes([0; 16]),
         kind: ReleaseKind::App,
@@ -104,13 +114,12 @@ fn refusal(
         rollback_floor: 0,
         compat: Compat::default(),
         build_record: None,
-        services: BTreeMap::from([(name.clone(), service)]),
-        volumes,
+        services: BTreeMap::new(),
+        volumes: BTreeMap::new(),
         networks: BTreeMap::new(),
         payloads: BTreeMap::new(),
         data_schema: None,
         min_from: None,
         ext: None,
-    };
-    check_release(policy, &release).err().map(|e| (e.code.as_str(), e.detail))
+    }
 }
