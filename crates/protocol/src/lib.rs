@@ -19,6 +19,7 @@
 //! | [`enrol`] | enrolment tokens, login challenges, introduction secrets |
 //! | [`device_api`] | bodies of the device routes that are not signed documents |
 //! | [`config`] | `copal.json`, what a device is given before its first start |
+//! | `testing` | fixed keys and ready documents, behind a feature of that name |
 //!
 //! The normative text is `docs/protocol.md`.
 #![forbid(unsafe_code)]
