@@ -16,12 +16,20 @@
 pub mod apply;
 pub mod clock;
 pub mod cloud;
+pub mod commands;
 pub mod engine;
 pub mod identity;
 pub mod images;
 pub mod observe;
 pub mod plan;
+pub mod report;
 pub mod settings;
 pub mod state;
 pub mod supervisor;
 pub mod target;
+
+/// This agent's version.
+#[must_use]
+pub fn version() -> semver::Version {
+    env!("CARGO_PKG_VERSION").parse().unwrap_or(semver::Version::new(0, 0, 0))
+}

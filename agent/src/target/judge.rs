@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use copal_protocol::{
-    documents::{Release, ReleaseKind, Root},
+    documents::{Release, Root},
     envelope::Envelope,
     ids::{DeviceId, Name},
     policy,
@@ -26,49 +26,18 @@ pub(super) struct Bench<'a> {
     pub seal_key: &'a SealKey,
 }
 
-/// The release of `stored`, verified against `root`. What runs already is also believed under the root it was accepted
-/// with: a rotated key must not stop a device. Revocations and floors of today's root bind in both cases.
+/// The release of `stored`, verified against today's root.
 pub(super) fn release(
     bench: &Bench<'_>,
     root: &Verified<Root>,
-    accepted_under: Option<&Verified<Root>>,
     marks: &ReleaseMarks,
     purpose: Purpose,
     stored: &StoredTarget,
     envelope: &[u8],
 ) -> Result<Verified<Release>, Error> {
     let envelope = Envelope::parse::<Release>(envelope)?;
-    let expected =
-        ExpectedRelease { kind: ReleaseKind::App, app_id: Some(stored.app_id), sha256: stored.release };
-    let judged = verify::release(root, &expected, marks, bench.platform, purpose, &envelope);
-    let (Err(error), Purpose::KeepRunning, Some(older)) = (&judged, purpose, accepted_under) else {
-        return judged;
-    };
-    if !is_about_signatures(error.code) {
-        return judged;
-    }
-    let release = verify::release(older, &expected, marks, bench.platform, purpose, &envelope)?;
-    if root.revoked_releases.contains(&release.sha256()) {
-        return Err(Error::new(
-            Code::ReleaseRevoked,
-            format!("release {} is revoked by Root", release.sha256()),
-        ));
-    }
-    let floor = root.floors.get(&stored.app_id.to_string()).copied().unwrap_or(0);
-    if release.counter < floor {
-        return Err(Error::new(
-            Code::ReleaseRollback,
-            format!("counter {} is below Root's floor {floor}", release.counter),
-        ));
-    }
-    Ok(release)
-}
-
-fn is_about_signatures(code: Code) -> bool {
-    matches!(
-        code,
-        Code::SigMissing | Code::SigInvalid | Code::SigWrongRole | Code::SigUnknownKey | Code::SigThreshold
-    )
+    let expected = ExpectedRelease::app(stored.app_id, stored.release);
+    verify::release(root, &expected, marks, bench.platform, purpose, &envelope)
 }
 
 /// The whole effective target: policy on what would run, variables, secrets opened, an image for this platform.

@@ -9,7 +9,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use copal_protocol::{
+    clock,
     documents::{Assignment, Root},
     envelope::Envelope,
     ids::{AppId, Sha256Hex},
@@ -97,7 +99,6 @@ impl Store {
                 .map_err(|e| StateError::Content { path: state.path().join("root"), why: e.to_string() })?
         } else {
             state.save_bytes("root", first.1)?;
-            state.save_bytes(&format!("root-{}", first.0.sha256()), first.1)?;
             tracing::info!(fingerprint = %first.0.sha256(), version = first.0.version, "the owner's root is pinned");
             first.0.clone()
         };
@@ -111,7 +112,7 @@ impl Store {
                 apps.insert(id, record);
             }
         }
-        marks.clock_floor = marks.clock_floor.max(owner_time(&root));
+        marks.clock_floor = clock::raised_by_root(marks.clock_floor, &root);
         settings.clock.raise(marks.clock_floor);
         let store = Self {
             state,
@@ -133,9 +134,9 @@ impl Store {
         let committed: Vec<StoredTarget> =
             inner.apps.values().filter_map(|record| record.committed.clone()).collect();
         for stored in committed {
-            if let Ok(release) = self.release(&inner, &stored, Purpose::KeepRunning) {
+            if let Ok(release) = self.release(&inner, &stored, Purpose::KeepRunning, None) {
                 let marks = inner.marks.releases.entry(stored.app_id).or_default();
-                marks.floor = marks.floor.max(release.rollback_floor);
+                *marks = marks.committed(&release);
             }
         }
     }
@@ -164,13 +165,11 @@ impl Store {
     /// [`StateError`]; then the old root stays trusted.
     pub fn accept_root(&self, root: Verified<Root>, bytes: &[u8]) -> Result<(), StateError> {
         let mut inner = self.lock();
-        self.state.save_bytes(&format!("root-{}", root.sha256()), bytes)?;
         self.state.save_bytes("root", bytes)?;
         inner.root = root;
-        inner.marks.clock_floor = inner.marks.clock_floor.max(owner_time(&inner.root));
+        inner.marks.clock_floor = clock::raised_by_root(inner.marks.clock_floor, &inner.root);
         self.settings.clock.raise(inner.marks.clock_floor);
         self.state.save("marks", &inner.marks)?;
-        self.tidy(&inner);
         Ok(())
     }
 
@@ -184,14 +183,7 @@ impl Store {
         bytes: &[u8],
     ) -> Result<(), StateError> {
         let mut inner = self.lock();
-        let marks = Marks {
-            assignment: AssignmentMark {
-                assign_epoch: assignment.assign_epoch,
-                seq: assignment.seq,
-                sha256: Some(assignment.sha256()),
-            },
-            ..inner.marks.clone()
-        };
+        let marks = Marks { assignment: AssignmentMark::of(assignment), ..inner.marks.clone() };
         self.state.save("marks", &marks)?;
         inner.marks = marks;
         let (resolved, apps) = inner.accepted.take().map(|a| (a.resolved, a.apps)).unwrap_or_default();
@@ -224,29 +216,20 @@ impl Store {
             .collect()
     }
 
-    /// Keeps a fetched release, whose payload hash was compared; it is believed only by [`Self::resolve`].
-    ///
-    /// # Errors
-    /// [`StateError`].
-    pub fn keep_release(&self, hash: Sha256Hex, bytes: &[u8]) -> Result<(), StateError> {
-        self.state.save_bytes(&release_file(hash), bytes).map(drop)
-    }
-
     /// Judges every app of `assignment`; each is accepted or refused whole, and a refused one keeps what it had.
-    /// `unfetched` are releases that could not be had, with why.
+    /// `fetched` are the releases that were missing, or why they could not be had; only an accepted one is written.
     ///
     /// # Errors
     /// [`StateError`] where what was accepted cannot be kept; then nothing new is used.
     pub fn resolve(
         &self,
         assignment: &Verified<Assignment>,
-        unfetched: &BTreeMap<Sha256Hex, Error>,
+        fetched: &BTreeMap<Sha256Hex, Result<Bytes, Error>>,
     ) -> Result<BTreeMap<AppId, Error>, StateError> {
         let mut inner = self.lock();
         let Some(mut accepted) = inner.accepted.clone() else { return Ok(BTreeMap::new()) };
         let mut marks = inner.marks.clone();
         let mut refused = BTreeMap::new();
-        let root = inner.root.sha256();
         for app in &assignment.apps {
             let had = accepted.apps.get(&app.app_id);
             let keeps_release = had.is_some_and(|h| h.release == app.sha256)
@@ -254,7 +237,6 @@ impl Store {
             let stored = StoredTarget {
                 app_id: app.app_id,
                 release: app.sha256,
-                root: had.filter(|h| h.release == app.sha256).map_or(root, |h| h.root),
                 retry: app.retry,
                 env: assignment.env.get(&app.app_id).cloned().unwrap_or_default(),
                 sealed: assignment.sealed.get(&app.app_id).cloned().unwrap_or_default(),
@@ -267,17 +249,20 @@ impl Store {
             } else {
                 Purpose::Install { now: self.settings.clock.now() }
             };
-            let judged = match unfetched.get(&app.sha256) {
-                Some(error) => Err(error.clone()),
-                None => self.open_target(&inner, &stored, purpose),
+            let judged = match fetched.get(&app.sha256) {
+                Some(Err(error)) => Err(error.clone()),
+                Some(Ok(bytes)) => self.open_target(&inner, &stored, purpose, Some(bytes)),
+                None => self.open_target(&inner, &stored, purpose, None),
             };
             match judged {
                 Ok(target) => {
-                    let entry = marks.releases.entry(app.app_id).or_default();
-                    let this = (target.release.counter, target.release.sha256());
-                    if entry.newest.is_none_or(|newest| newest.0 < this.0) {
-                        entry.newest = Some(this);
+                    if let Some(Ok(bytes)) = fetched.get(&app.sha256) {
+                        self.state.save_bytes(&release_file(app.sha256), bytes)?;
                     }
+                    let entry = marks.releases.entry(app.app_id).or_default();
+                    *entry = entry.accepted(&target.release);
+                    marks.clock_floor =
+                        clock::raised_by_release(marks.clock_floor, &inner.root, &target.release);
                     accepted.apps.insert(app.app_id, stored);
                 }
                 Err(error) => {
@@ -291,6 +276,7 @@ impl Store {
             accepted.resolved = (assignment.assign_epoch, assignment.seq);
         }
         self.state.save("marks", &marks)?;
+        self.settings.clock.raise(marks.clock_floor);
         inner.marks = marks;
         self.state.save("target", &accepted)?;
         inner.accepted = Some(accepted);
@@ -313,7 +299,7 @@ impl Store {
             None => inner.apps.values().filter_map(|r| r.committed.clone()).collect(),
         };
         for stored in wanted {
-            match self.open_target(&inner, &stored, Purpose::KeepRunning) {
+            match self.open_target(&inner, &stored, Purpose::KeepRunning, None) {
                 Ok(target) => {
                     inner.known.insert(target.key(), stored.clone());
                     resolved.apps.insert(stored.app_id, target);
@@ -334,7 +320,7 @@ impl Store {
     fn fallback(&self, inner: &Inner, app: AppId) -> Option<(AppTarget, StoredTarget)> {
         let record = inner.apps.get(&app)?;
         record.committed.iter().chain(&record.earlier).find_map(|stored| {
-            match self.open_target(inner, stored, Purpose::KeepRunning) {
+            match self.open_target(inner, stored, Purpose::KeepRunning, None) {
                 Ok(target) => Some((target, stored.clone())),
                 Err(error) => {
                     tracing::warn!(%app, release = %stored.release, %error, "a committed release may not run any more");
@@ -349,8 +335,9 @@ impl Store {
         inner: &Inner,
         stored: &StoredTarget,
         purpose: Purpose,
+        fetched: Option<&[u8]>,
     ) -> Result<AppTarget, Error> {
-        let release = self.release(inner, stored, purpose)?;
+        let release = self.release(inner, stored, purpose, fetched)?;
         self.session.identity(|identity| {
             let device = identity.device_id().ok_or_else(not_enrolled)?;
             let bench = Bench {
@@ -368,23 +355,20 @@ impl Store {
         inner: &Inner,
         stored: &StoredTarget,
         purpose: Purpose,
+        fetched: Option<&[u8]>,
     ) -> Result<Verified<copal_protocol::documents::Release>, Error> {
-        let bytes = match self.state.load_bytes(&release_file(stored.release)) {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => {
-                return Err(Error::new(
-                    Code::Transport,
-                    format!("release {} is not on this disk yet", stored.release),
-                ));
-            }
-            Err(e) => return Err(Error::new(Code::Transport, e.to_string())),
+        let from_disk = match fetched {
+            Some(_) => Vec::new(),
+            None => match self.state.load_bytes(&release_file(stored.release)) {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => {
+                    let what = format!("release {} is not on this disk yet", stored.release);
+                    return Err(Error::new(Code::Transport, what));
+                }
+                Err(e) => return Err(Error::new(Code::Transport, e.to_string())),
+            },
         };
-        let older = if stored.root == inner.root.sha256() {
-            None
-        } else {
-            let bytes = self.state.load_bytes(&format!("root-{}", stored.root)).ok().flatten();
-            bytes.and_then(|b| parse_root(&b, inner.root.fleet_id).ok())
-        };
+        let bytes = fetched.unwrap_or(&from_disk);
         let marks = inner.marks.releases.get(&stored.app_id).cloned().unwrap_or_default();
         self.session.identity(|identity| {
             let bench = Bench {
@@ -393,7 +377,7 @@ impl Store {
                 device: identity.device_id().ok_or_else(not_enrolled)?,
                 seal_key: identity.seal(),
             };
-            judge::release(&bench, &inner.root, older.as_ref(), &marks, purpose, stored, &bytes)
+            judge::release(&bench, &inner.root, &marks, purpose, stored, bytes)
         })
     }
 
@@ -406,15 +390,11 @@ impl Store {
             .chain(inner.apps.values().flat_map(AppRecord::targets))
             .collect();
         let releases: BTreeSet<String> = targets.iter().map(|t| release_file(t.release)).collect();
-        let mut roots: BTreeSet<String> = targets.iter().map(|t| format!("root-{}", t.root)).collect();
-        roots.insert(format!("root-{}", inner.root.sha256()));
-        for (prefix, keep) in [("release-", releases), ("root-", roots)] {
-            for name in self.state.names(prefix).unwrap_or_default() {
-                if !keep.contains(&name)
-                    && let Err(e) = self.state.remove(&name)
-                {
-                    tracing::debug!(name, error = %e, "a document nothing names stays for now");
-                }
+        for name in self.state.names("release-").unwrap_or_default() {
+            if !releases.contains(&name)
+                && let Err(e) = self.state.remove(&name)
+            {
+                tracing::debug!(name, error = %e, "a document nothing names stays for now");
             }
         }
     }
@@ -425,11 +405,6 @@ mod ledger;
 fn parse_root(bytes: &[u8], fleet: copal_protocol::ids::FleetId) -> Result<Verified<Root>, Error> {
     // The walk that led here was verified step by step; the file's checksum vouches for it since.
     verify::first_root(&Envelope::parse::<Root>(bytes)?, fleet)
-}
-
-/// The time the owner vouches for, never past Root's own end.
-fn owner_time(root: &Root) -> u64 {
-    root.issued_at.min(root.expires)
 }
 
 fn release_file(hash: Sha256Hex) -> String {

@@ -28,8 +28,6 @@ pub(super) struct StoredTarget {
     pub app_id: AppId,
     /// Payload hash; the envelope is the file `release-<hash>`.
     pub release: Sha256Hex,
-    /// Payload hash of the root it was accepted under; the envelope is the file `root-<hash>`.
-    pub root: Sha256Hex,
     pub retry: u64,
     pub env: EnvByService,
     pub sealed: SealedByService,

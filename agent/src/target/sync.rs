@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use copal_protocol::{
     device_api::FreshnessRequest,
     documents::{Assignment, Document as _, Freshness, LockState, Reason, Release, Root},
@@ -373,13 +374,15 @@ impl Sync {
             return Ok(());
         }
         self.not_before = None;
-        let mut unfetched = BTreeMap::new();
+        let mut fetched = BTreeMap::new();
         let mut unreachable = None;
         for hash in self.store.missing(assignment) {
             match self.fetch_release(hash).await {
-                Ok(()) => {}
+                Ok(bytes) => {
+                    fetched.insert(hash, Ok(bytes));
+                }
                 Err(Stop::Refused(e)) => {
-                    unfetched.insert(hash, e);
+                    fetched.insert(hash, Err(e));
                 }
                 Err(Stop::Session(e)) => {
                     let code = match &e {
@@ -387,13 +390,13 @@ impl Sync {
                         SessionError::Cloud(CloudError::Slow(_)) => Code::Slow,
                         _ => Code::Transport,
                     };
-                    unfetched.insert(hash, Error::new(code, format!("release {hash}: {e}")));
+                    fetched.insert(hash, Err(Error::new(code, format!("release {hash}: {e}"))));
                     unreachable = Some(e);
                 }
                 Err(stop @ Stop::State(_)) => return Err(stop),
             }
         }
-        let refused = self.store.resolve(assignment, &unfetched)?;
+        let refused = self.store.resolve(assignment, &fetched)?;
         let whole = refused.is_empty();
         let releases: BTreeMap<_, _> = assignment.apps.iter().map(|a| (a.app_id, a.sha256)).collect();
         let reasons: BTreeMap<_, Reason> = refused
@@ -426,7 +429,7 @@ impl Sync {
         }
     }
 
-    async fn fetch_release(&self, hash: Sha256Hex) -> Result<(), Stop> {
+    async fn fetch_release(&self, hash: Sha256Hex) -> Result<Bytes, Stop> {
         let path = format!("/device/v1/releases/{hash}");
         let answer = self.session.call(Call::get(&path, Release::MAX_BYTES)).await?;
         let envelope = Envelope::parse::<Release>(&answer.body)?;
@@ -437,8 +440,7 @@ impl Sync {
             )
             .into());
         }
-        self.store.keep_release(hash, &answer.body)?;
-        Ok(())
+        Ok(answer.body)
     }
 
     async fn ask_freshness(&mut self) -> Result<(), Stop> {

@@ -60,8 +60,8 @@ impl Ledger for Store {
         })?;
         let mut inner = self.lock();
         let mut marks = inner.marks.clone();
-        let floor = &mut marks.releases.entry(target.app_id).or_default().floor;
-        *floor = target.release.rollback_floor.max(*floor);
+        let entry = marks.releases.entry(target.app_id).or_default();
+        *entry = entry.committed(&target.release);
         self.state.save("marks", &marks).map_err(|e| LedgerError(e.to_string()))?;
         inner.marks = marks;
         self.tidy(&inner);

@@ -1,0 +1,111 @@
+//! What several commands need of this device: settings, state, identity, the store. Opening it touches no network.
+
+use std::{fs, os::unix::fs::OpenOptionsExt as _, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::{
+    clock::{Clock, build_time, system_time},
+    cloud::{Address, Cloud, Limits},
+    identity::{Identity, Session},
+    plan::wanted::Context,
+    settings::{self, Joined, Places},
+    state::{RealFs, StateDir, StateError},
+    supervisor::SupervisorSettings,
+    target::{Store, StoreSettings},
+};
+
+/// How long an app has to be well where it does not say.
+const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+
+/// The rooms of a device.
+pub(super) struct Rooms {
+    pub clock: Clock,
+    pub state: Arc<StateDir>,
+    pub session: Arc<Session>,
+    pub store: Arc<Store>,
+    device_type: String,
+}
+
+impl Rooms {
+    pub fn open(places: &Places) -> anyhow::Result<Self> {
+        let Joined { file, root, root_envelope } = settings::load(places.config.as_deref())?;
+        let state = Arc::new(StateDir::open(&places.state_dir, Arc::new(RealFs))?);
+        let clock = Clock::default();
+        if clock.is_unset() {
+            tracing::warn!(
+                system = system_time(),
+                floor = build_time(),
+                "the clock is not set; times are judged from when this agent was built on"
+            );
+        }
+        let identity = Identity::open(state.clone(), &file)?;
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            fleet = %identity.fleet_id(),
+            instance = identity.instance(),
+            key = %identity.signing().public().id(),
+            "copal-agent starts"
+        );
+        let address = Address::new(std::slice::from_ref(&file.cloud_url), &file.tls_pins)
+            .map_err(anyhow::Error::msg)
+            .context("config_invalid: the cloud's address in copal.json cannot be used")?;
+        let cloud = Arc::new(Cloud::new(address, clock.clone(), Limits::default()));
+        let session = Arc::new(Session::new(cloud, state.clone(), file.clone(), identity));
+        let platform = copal_protocol::verify::Platform {
+            device_type: file.device_type.clone(),
+            arch: settings::arch().to_owned(),
+            agent: crate::version(),
+            os: None,
+        };
+        let store = Arc::new(Store::open(
+            state.clone(),
+            session.clone(),
+            StoreSettings { platform, oci: settings::platform(), clock: clock.clone() },
+            (&root, &root_envelope),
+        )?);
+        Ok(Self { clock, state, session, store, device_type: file.device_type })
+    }
+
+    /// Two agents over one state folder would undo each other.
+    pub fn lock(&self) -> Result<Flock<fs::File>, StateError> {
+        let path = self.state.path().join("lock");
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| StateError::io("open", &path, e))?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StateError::Busy { path })
+    }
+
+    pub fn supervisor_settings(&self, places: &Places, device_id: &str) -> SupervisorSettings {
+        let (instance, hash_key) = self.session.identity(|i| (i.instance(), i.hash_key()));
+        SupervisorSettings {
+            instance,
+            prefix: places.name_prefix.clone(),
+            hash_key,
+            run_dir: places.run_dir.clone(),
+            platform: settings::platform(),
+            device_id: device_id.to_owned(),
+            device_type: self.device_type.clone(),
+            healthy_after: HEALTHY_AFTER,
+        }
+    }
+
+    /// As plans are made on this device; `None` before enrolment.
+    pub fn context(&self, places: &Places) -> Option<Context> {
+        let device_id = self.session.identity(Identity::device_id)?.to_string();
+        let s = self.supervisor_settings(places, &device_id);
+        Some(Context {
+            instance: s.instance,
+            prefix: s.prefix,
+            hash_key: s.hash_key,
+            platform: s.platform,
+            device_id: s.device_id,
+            device_type: s.device_type,
+        })
+    }
+}

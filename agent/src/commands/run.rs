@@ -1,0 +1,114 @@
+//! `copal-agent run`: puts the rooms together and runs them until told to stop.
+//!
+//! | task | takes | gives |
+//! |---|---|---|
+//! | `target::Sync` | the cloud's documents | targets, its condition |
+//! | `supervisor` | targets, engine events | its status |
+//! | `report::Reporter` | status, condition | signed reports, `status.json` |
+//! | watchdog | time | systemd's pings |
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use super::rooms::Rooms;
+use crate::{
+    apply::status::AgentStatus,
+    engine::Engine,
+    images::Pulls,
+    report::{About, Counter, Reporter},
+    settings::{self, Places},
+    supervisor::{self, Deps},
+    target::{Channels, Condition, Pace, Sync},
+};
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Settings or state that cannot be used.
+pub async fn run(places: &Places) -> anyhow::Result<()> {
+    super::prepare::folders(places)?;
+    let rooms = Rooms::open(places)?;
+    let _lock = rooms.lock()?;
+    let engine = Engine::connect(places.docker_host.as_deref());
+    let images = Arc::new(Pulls::new(engine.clone(), rooms.session.clone(), settings::platform()));
+    let counter = Counter::open(rooms.state.clone(), rooms.clock.now())?;
+
+    let (sync, Channels { targets, condition }) =
+        Sync::new(rooms.session.clone(), rooms.store.clone(), rooms.clock.clone(), Pace::default());
+    let (status_writer, status) = watch::channel(AgentStatus::default());
+    let reporter = Reporter {
+        about: About::this_system(rooms.session.identity(crate::identity::Identity::fleet_id)),
+        session: rooms.session.clone(),
+        clock: rooms.clock.clone(),
+        counter,
+        status,
+        condition: condition.clone(),
+        status_file: places.run_dir.join("status.json"),
+    };
+    let supervise = async {
+        let device_id = enrolled(condition).await;
+        let deps = Deps {
+            engine: Arc::new(engine),
+            images,
+            ledger: rooms.store.clone(),
+            settings: rooms.supervisor_settings(places, &device_id),
+        };
+        supervisor::run(deps, targets, status_writer).await;
+    };
+
+    notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        () = Box::pin(sync.run()) => {}
+        () = Box::pin(reporter.run()) => {}
+        () = Box::pin(supervise) => {}
+        () = watchdog() => {}
+        () = stop_asked() => tracing::info!("stopping as asked; containers stay up"),
+    }
+    notify(&[sd_notify::NotifyState::Stopping]);
+    Ok(())
+}
+
+/// The device's id, once there is one: before that nothing could be assigned.
+async fn enrolled(mut condition: watch::Receiver<Condition>) -> String {
+    loop {
+        let id = condition.borrow_and_update().device_id;
+        match id {
+            Some(id) => return id.to_string(),
+            None => {
+                if condition.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+        }
+    }
+}
+
+async fn stop_asked() {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}
+
+/// Pings systemd from the same thread everything else runs on: a hang anywhere there stops the pings.
+async fn watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    loop {
+        notify(&[sd_notify::NotifyState::Watchdog]);
+        tokio::time::sleep((limit / 3).max(Duration::from_millis(100))).await;
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(state) {
+        tracing::debug!(error = %e, "systemd could not be notified");
+    }
+}

@@ -1,0 +1,138 @@
+//! From status and condition to a Report. Pure.
+
+use std::collections::BTreeMap;
+
+use copal_protocol::{
+    documents::{Reason, Report, SPEC},
+    ids::FleetId,
+};
+
+use crate::{apply::status::AgentStatus, target::Condition};
+
+/// Log lines a reason may carry, and bytes of each.
+const TAIL: (usize, usize) = (50, 500);
+/// Bytes of a reason's sentence.
+const MESSAGE: usize = 1000;
+
+/// What does not change while the agent runs.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// The fleet.
+    pub fleet_id: FleetId,
+    /// 32 hex digits.
+    pub boot_id: String,
+    /// os-release's PRETTY_NAME.
+    pub os_version: String,
+    /// OCI architecture.
+    pub arch: String,
+}
+
+impl About {
+    /// Reads what this system says of itself.
+    #[must_use]
+    pub fn this_system(fleet_id: FleetId) -> Self {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let os_version = os_release
+            .lines()
+            .find_map(|l| l.strip_prefix("PRETTY_NAME="))
+            .map(|v| v.trim_matches('"').chars().filter(|c| !c.is_control()).take(128).collect())
+            .unwrap_or_default();
+        Self {
+            fleet_id,
+            boot_id: boot_id.trim().replace('-', ""),
+            os_version,
+            arch: crate::settings::arch().to_owned(),
+        }
+    }
+}
+
+/// The one reason shown. What was refused speaks of the newest target and so comes before what an older one does; an absent
+/// engine before both.
+#[must_use]
+pub fn one_reason(status: &AgentStatus, condition: &Condition) -> Option<Reason> {
+    let own = status.telling();
+    let refusal = condition.refusal();
+    match (own, refusal) {
+        (Some(own), _) if own.code == "engine_absent" => Some(own.clone()),
+        (_, Some(refusal)) => Some(refusal.clone()),
+        (own, None) => own.cloned(),
+    }
+    .map(bounded)
+}
+
+fn bounded(mut reason: Reason) -> Reason {
+    truncate(&mut reason.message, MESSAGE);
+    let skip = reason.log_tail.len().saturating_sub(TAIL.0);
+    reason.log_tail.drain(..skip);
+    for line in &mut reason.log_tail {
+        truncate(line, TAIL.1);
+    }
+    reason
+}
+
+fn truncate(text: &mut String, most: usize) {
+    if text.len() > most {
+        let end = (0..=most).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(end);
+    }
+}
+
+/// The Report of this moment; `None` before enrolment.
+#[must_use]
+pub fn report(
+    about: &About,
+    status: &AgentStatus,
+    condition: &Condition,
+    counter: u64,
+    now: u64,
+) -> Option<Report> {
+    let device_id = condition.device_id?;
+    let running: BTreeMap<_, _> = status
+        .apps
+        .iter()
+        .filter(|(_, a)| !a.running.is_empty())
+        .map(|(id, a)| (*id, a.running.clone()))
+        .collect();
+    let committed = status.apps.iter().filter_map(|(id, a)| Some((*id, a.committed?.1))).collect();
+    Some(Report {
+        spec: SPEC,
+        fleet_id: about.fleet_id,
+        device_id,
+        boot_id: about.boot_id.clone(),
+        report_counter: counter,
+        root_version: condition.root_version,
+        root_sha256: condition.root_sha256,
+        lock: condition.lock,
+        assign_epoch: condition.mark.assign_epoch,
+        seq_accepted: condition.mark.seq,
+        seq_applied: status.applied.map_or(0, |(_, seq)| seq),
+        unfresh: !condition.fresh && condition.offline_allowed,
+        running,
+        committed,
+        reason: one_reason(status, condition),
+        progress: status.progress(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        os_version: about.os_version.clone(),
+        arch: about.arch.clone(),
+        time: now,
+        ext: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apply::status::reason;
+
+    #[test]
+    fn log_tails_are_cut_to_what_a_report_may_carry() {
+        let mut long = reason("crash_loop", "é".repeat(2000));
+        long.log_tail = (0..80).map(|n| format!("{n} {}", "ü".repeat(400))).collect();
+        let cut = bounded(long);
+        assert_eq!(cut.log_tail.len(), 50);
+        assert!(cut.log_tail[0].starts_with("30 "), "the last lines stay");
+        assert!(cut.log_tail.iter().all(|l| l.len() <= 500));
+        assert!(cut.message.len() <= 1000);
+    }
+}

@@ -1,0 +1,245 @@
+//! Sending Reports: signed, numbered durably, kept until the cloud took them.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use copal_protocol::envelope::Envelope;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::{
+    build::{About, report},
+    status,
+};
+use crate::{
+    apply::status::AgentStatus,
+    clock::Clock,
+    cloud::{Backoff, Call, random},
+    identity::{Identity, Session},
+    state::{StateDir, StateError},
+    target::Condition,
+};
+
+const FILE: &str = "report";
+/// Numbers taken from the disk at a time, so that a report costs no write.
+const BLOCK: u64 = 1000;
+/// Changes that come together make one report.
+const DEBOUNCE: Duration = Duration::from_millis(300);
+/// Between reports that differ in progress alone.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    /// No report before this restart had a number as high as this.
+    reserved: u64,
+}
+
+/// Numbers reports over the device's life; none is used twice.
+pub struct Counter {
+    state: Arc<StateDir>,
+    next: u64,
+    reserved: u64,
+}
+
+impl Counter {
+    /// Goes on above every number given before.
+    ///
+    /// # Errors
+    /// The system's failures. A lost file is begun above what the clock says, which no device reached by counting.
+    pub fn open(state: Arc<StateDir>, now: u64) -> Result<Self, StateError> {
+        let reserved = match state.load::<Record>(FILE) {
+            Ok(record) => record.map_or(0, |r| r.reserved),
+            Err(e @ (StateError::Lost { .. } | StateError::Content { .. })) => {
+                tracing::error!(error = %e, "the report counter is lost; it goes on from the clock");
+                now
+            }
+            Err(e) => return Err(e),
+        };
+        Ok(Self { state, next: reserved, reserved })
+    }
+
+    /// The next number.
+    ///
+    /// # Errors
+    /// Where the next block cannot be written down.
+    pub fn next(&mut self) -> Result<u64, StateError> {
+        self.next += 1;
+        if self.next > self.reserved {
+            let reserved = self.next + BLOCK;
+            self.state.save(FILE, &Record { reserved })?;
+            self.reserved = reserved;
+        }
+        Ok(self.next)
+    }
+
+    /// The cloud has seen a higher one (a restored disk): far above.
+    pub fn leap(&mut self, now: u64) {
+        self.next = self.next.max(now).saturating_add(BLOCK);
+    }
+}
+
+/// Reports changes until dropped.
+pub struct Reporter {
+    /// Speaks for the device.
+    pub session: Arc<Session>,
+    /// What does not change.
+    pub about: About,
+    /// Wall clock.
+    pub clock: Clock,
+    /// Numbers.
+    pub counter: Counter,
+    /// From the supervisor.
+    pub status: watch::Receiver<AgentStatus>,
+    /// From the synchronisation.
+    pub condition: watch::Receiver<Condition>,
+    /// Where `status.json` is.
+    pub status_file: std::path::PathBuf,
+}
+
+impl Reporter {
+    /// Runs until dropped.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        // What the cloud has: compared without number and time.
+        let mut sent = None;
+        let mut last_sent: Option<Instant> = None;
+        let mut retry_at: Option<Instant> = None;
+        loop {
+            let status = self.status.borrow_and_update().clone();
+            let condition = self.condition.borrow_and_update().clone();
+            if let Err(e) =
+                status::write(&self.status_file, &self.about, &status, &condition, self.clock.now())
+            {
+                tracing::debug!(error = %e, "the status file cannot be written");
+            }
+            let now = report(&self.about, &status, &condition, 0, 0);
+            let quiet = match (&now, &sent) {
+                (Some(now), Some(sent)) if only_progress_differs(now, sent) => last_sent
+                    .map(|at| PROGRESS_EVERY.saturating_sub(at.elapsed()))
+                    .filter(|left| !left.is_zero() && now.progress.is_some()),
+                _ => None,
+            };
+            let wanted = now.is_some() && now != sent;
+            let held =
+                retry_at.map(|at| at.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero());
+            let wait = match (wanted, held, quiet) {
+                (false, ..) => None,
+                (true, Some(left), _) | (true, None, Some(left)) => Some(left),
+                (true, None, None) => {
+                    match self.send(&status, &condition).await {
+                        Ok(()) => {
+                            backoff.succeeded(Instant::now());
+                            sent = now;
+                            last_sent = Some(Instant::now());
+                            retry_at = None;
+                        }
+                        Err(asked) => {
+                            let wait = backoff.failed(Instant::now(), asked, random());
+                            retry_at = Some(Instant::now() + wait);
+                        }
+                    }
+                    continue_after(&mut self.status, &mut self.condition, Some(DEBOUNCE)).await;
+                    continue;
+                }
+            };
+            let changed = continue_after(&mut self.status, &mut self.condition, wait).await;
+            if changed {
+                // A try that failed because there was no network is worth another when the network is back.
+                if self.condition.borrow().online && !condition.online {
+                    retry_at = None;
+                }
+                tokio::time::sleep(DEBOUNCE).await;
+            }
+        }
+    }
+
+    /// Sends one; the server's wish for a pause where it failed.
+    async fn send(&mut self, status: &AgentStatus, condition: &Condition) -> Result<(), Option<Duration>> {
+        let counter = self.counter.next().map_err(|e| {
+            tracing::warn!(code = e.code(), error = %e, "no report: its number cannot be kept");
+            None
+        })?;
+        let Some(document) = report(&self.about, status, condition, counter, self.clock.now()) else {
+            return Ok(());
+        };
+        let signed =
+            self.session.identity(|identity: &Identity| Envelope::sign(&document, &[identity.signing()]));
+        let envelope = signed.map_err(|e| {
+            tracing::error!(error = %e, "no report: it cannot be written as JSON");
+            None
+        })?;
+        match self.session.call(Call::post("/device/v1/report", envelope.to_bytes(), 16 << 10)).await {
+            Ok(_) => Ok(()),
+            Err(e) => {
+                tracing::debug!(code = e.code(), error = %e, "the report will be sent again");
+                if e.code() == "report_old" {
+                    self.counter.leap(self.clock.now());
+                }
+                match e {
+                    crate::identity::SessionError::Cloud(e) => Err(e.retry_after()),
+                    _ => Err(None),
+                }
+            }
+        }
+    }
+}
+
+fn only_progress_differs(
+    a: &copal_protocol::documents::Report,
+    b: &copal_protocol::documents::Report,
+) -> bool {
+    let stage = |r: &copal_protocol::documents::Report| r.progress.as_ref().map(|p| p.stage.clone());
+    let (mut a2, mut b2) = (a.clone(), b.clone());
+    (a2.progress, b2.progress) = (None, None);
+    a2 == b2 && stage(a) == stage(b)
+}
+
+/// Waits for a change, at most `wait`; whether one came. Where the other ends are gone, waits for ever.
+async fn continue_after(
+    status: &mut watch::Receiver<AgentStatus>,
+    condition: &mut watch::Receiver<Condition>,
+    wait: Option<Duration>,
+) -> bool {
+    let change = async {
+        tokio::select! {
+            Ok(()) = status.changed() => {}
+            Ok(()) = condition.changed() => {}
+            else => std::future::pending().await,
+        }
+    };
+    match wait {
+        Some(wait) => tokio::time::timeout(wait, change).await.is_ok(),
+        None => {
+            change.await;
+            true
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::RealFs;
+
+    #[test]
+    fn numbers_rise_over_restarts_and_cost_one_write_in_a_thousand() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            let state = Arc::new(StateDir::open(dir.path(), Arc::new(RealFs)).unwrap());
+            Counter::open(state, 0).unwrap()
+        };
+        let mut counter = open();
+        let first: Vec<u64> = (0..3).map(|_| counter.next().unwrap()).collect();
+        assert_eq!(first, [1, 2, 3]);
+        let stored = std::fs::read(dir.path().join("report.a")).unwrap();
+        for _ in 0..900 {
+            counter.next().unwrap();
+        }
+        assert_eq!(std::fs::read(dir.path().join("report.a")).unwrap(), stored);
+        let after = open().next().unwrap();
+        assert!(after > 903, "{after}");
+    }
+}

@@ -1,0 +1,177 @@
+//! `status.json` in the run folder: what `copal-agent status` prints.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, io, os::unix::fs::OpenOptionsExt as _, path::Path};
+
+use copal_protocol::{
+    documents::{LockState, Progress, Reason, RunningService},
+    ids::{AppId, DeviceId, Name, Sha256Hex},
+};
+use serde::{Deserialize, Serialize};
+
+use super::build::{About, one_reason};
+use crate::{apply::status::AgentStatus, target::Condition};
+
+/// The agent's status at a moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Process id of the agent that wrote it.
+    pub pid: u32,
+    /// Unix seconds by the device's clock.
+    pub at: u64,
+    /// The agent's version.
+    pub agent_version: String,
+    /// Absent before enrolment.
+    pub device_id: Option<DeviceId>,
+    /// The fleet.
+    pub fleet_id: copal_protocol::ids::FleetId,
+    /// The cloud answered the last call.
+    pub online: bool,
+    /// Why not.
+    pub offline: Option<Reason>,
+    /// Trusted root: version.
+    pub root_version: u64,
+    /// Trusted root: fingerprint (payload hash).
+    pub root_sha256: Sha256Hex,
+    /// Whether the fleet's lock holds here.
+    pub lock: LockState,
+    /// (assign_epoch, seq) accepted.
+    pub accepted: (u64, u64),
+    /// (assign_epoch, seq) whose whole content runs and is committed.
+    pub applied: Option<(u64, u64)>,
+    /// The cloud vouched for the accepted assignment since the start.
+    pub fresh: bool,
+    /// Everything that should run runs and is committed.
+    pub on_target: bool,
+    /// Why it is not on target.
+    pub reason: Option<Reason>,
+    /// How far downloads and trials are.
+    pub progress: Option<Progress>,
+    /// By app.
+    pub apps: BTreeMap<AppId, AppLine>,
+    /// State files that were lost.
+    pub lost: Vec<String>,
+}
+
+/// An app in [`Status`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AppLine {
+    /// Committed release, by payload hash.
+    pub committed: Option<Sha256Hex>,
+    /// Release it should run.
+    pub target: Option<Sha256Hex>,
+    /// By service.
+    pub services: BTreeMap<Name, RunningService>,
+    /// Why it is not on target.
+    pub reason: Option<Reason>,
+}
+
+/// Writes the file whole or not at all. For root only: log lines may tell things.
+pub(super) fn write(
+    path: &Path,
+    about: &About,
+    status: &AgentStatus,
+    condition: &Condition,
+    now: u64,
+) -> io::Result<()> {
+    let accepted = (condition.mark.assign_epoch, condition.mark.seq);
+    let reason = one_reason(status, condition);
+    let value = Status {
+        pid: std::process::id(),
+        at: now,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        device_id: condition.device_id,
+        fleet_id: about.fleet_id,
+        online: condition.online,
+        offline: condition.offline.clone(),
+        root_version: condition.root_version,
+        root_sha256: condition.root_sha256,
+        lock: condition.lock,
+        accepted,
+        applied: status.applied,
+        fresh: condition.fresh,
+        on_target: reason.is_none() && condition.mark.sha256.is_some() && status.applied == Some(accepted),
+        reason,
+        progress: status.progress(),
+        apps: status
+            .apps
+            .iter()
+            .map(|(id, app)| {
+                let line = AppLine {
+                    committed: app.committed.map(|c| c.1),
+                    target: app.target.map(|t| t.1),
+                    services: app.running.clone(),
+                    reason: app.reason.clone(),
+                };
+                (*id, line)
+            })
+            .collect(),
+        lost: condition.lost.clone(),
+    };
+    let temp = path.with_extension("json.tmp");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
+    io::Write::write_all(&mut file, &serde_json::to_vec_pretty(&value)?)?;
+    fs::rename(temp, path)
+}
+
+/// Reads the file; `None` where no agent wrote one since the boot.
+///
+/// # Errors
+/// The system's, and a file that is no status.
+pub fn read(path: &Path) -> io::Result<Option<Status>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+impl Status {
+    /// For people.
+    #[must_use]
+    pub fn to_text(&self, alive: bool) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let mut line = |name: &str, value: &str| {
+            let _ = writeln!(out, "{name:<10} {value}");
+        };
+        let said = |r: &Reason| format!("{}: {}", r.code, r.message);
+        if !alive {
+            line("agent", "not running; this is what it last said");
+        }
+        line("device", &self.device_id.map_or_else(|| "not enrolled yet".to_owned(), |id| id.to_string()));
+        line("fleet", &self.fleet_id.to_string());
+        let locked = if self.lock == LockState::Locked { ", locked" } else { "" };
+        line("root", &format!("version {}{locked}, fingerprint {}", self.root_version, self.root_sha256));
+        match &self.offline {
+            _ if self.online => line("cloud", "connected"),
+            Some(reason) => line("cloud", &said(reason)),
+            None => line("cloud", "not reached yet"),
+        }
+        match (&self.reason, self.on_target) {
+            (Some(reason), _) => line("target", &said(reason)),
+            (None, true) => line("target", "reached"),
+            (None, false) => line("target", "on the way"),
+        }
+        for lost in &self.lost {
+            line("lost", lost);
+        }
+        for (id, app) in &self.apps {
+            let short = |h: Option<Sha256Hex>| {
+                h.map_or_else(|| "none".to_owned(), |h| h.to_string()[..12].to_owned())
+            };
+            line("app", &format!("{id}  committed {}  target {}", short(app.committed), short(app.target)));
+            for (name, service) in &app.services {
+                let state = serde_json::to_value(service.state).ok();
+                let state = state.as_ref().and_then(|v| v.as_str()).unwrap_or("?");
+                let exit = service.exit_code.map(|c| format!(" (exit code {c})")).unwrap_or_default();
+                let restarts = if service.restarts > 0 {
+                    format!(", {} restarts", service.restarts)
+                } else {
+                    String::new()
+                };
+                line("", &format!("{name:<20} {state}{exit}{restarts}"));
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,493 @@
+//! A device and a cloud: what is accepted, what is refused with which code, and what goes on meanwhile.
+
+use std::time::Duration;
+
+use copal_agent::{
+    apply::ports::Ledger as _,
+    identity::Identity,
+    state::{RealFs, StateDir},
+};
+use copal_protocol::{
+    documents::{Root, SPEC},
+    envelope::Envelope,
+    ids::{DeviceId, Sha256Hex},
+    seal::{self, SealContext},
+    testing::{NOW, OwnerKeys, fixed_key, sign},
+};
+
+mod support;
+use support::{Device, FakeCloud, Freshness, body, release};
+
+#[tokio::test]
+async fn a_device_enrols_and_is_given_its_target() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent
+        .condition("waiting for an assignment", |c| {
+            c.refused.as_ref().is_some_and(|r| r.code == "no_assignment")
+        })
+        .await;
+    let hash = cloud.deploy(1, 10);
+    let target = agent.runs(cloud.app(), hash).await;
+    assert_eq!(target.order, (1, 1));
+    let condition = agent.condition("all well", |c| c.refusal().is_none() && c.online && c.fresh).await;
+    assert_eq!(condition.mark.seq, 1);
+    assert_eq!(cloud.asked("/enrol"), 1);
+}
+
+#[tokio::test]
+async fn a_new_release_is_learnt_of_at_once_over_the_long_poll() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("waiting", |c| c.refused.is_some()).await;
+    let first = cloud.deploy(1, 10);
+    agent.runs(cloud.app(), first).await;
+    let second = cloud.deploy(2, 11);
+    agent.runs(cloud.app(), second).await;
+}
+
+#[tokio::test]
+async fn every_refused_release_keeps_what_ran_and_says_its_code() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let good = cloud.deploy(1, 100);
+    agent.commits(cloud.app(), good).await;
+
+    let keys = &cloud.keys;
+    let other = OwnerKeys::numbered(3);
+    let new = |counter: u64| release(keys, counter);
+    let mut expired = new(203);
+    expired.expires = Some(NOW - 1);
+    let mut privileged = new(204);
+    privileged.services.values_mut().for_each(|s| s.spec.privileged = true);
+    let mut foreign_app = new(205);
+    foreign_app.app_id = Some(other.app_id);
+    let mut foreign_platform = new(206);
+    for service in foreign_platform.services.values_mut() {
+        let image = service.images.values().next().unwrap().clone();
+        service.images = [("linux/riscv64".to_owned(), image)].into();
+    }
+    let mut foreign_type = new(207);
+    foreign_type.compat.device_types = ["another".to_owned()].into();
+    let mut later_spec = new(208);
+    later_spec.spec = SPEC + 1;
+
+    let by_builder = |r| cloud.publish(&r, &[&keys.builder]);
+    let cases = [
+        (cloud.publish(&new(200), &[]), "E_SIG_MISSING"),
+        (cloud.publish(&new(201), &[&fixed_key(99)]), "E_SIG_UNKNOWN_KEY"),
+        (cloud.publish(&new(202), &[&keys.assign]), "E_SIG_WRONG_ROLE"),
+        (by_builder(expired), "E_RELEASE_EXPIRED"),
+        (by_builder(privileged), "E_POLICY_PRIVILEGED"),
+        (by_builder(foreign_app), "E_RELEASE_APP"),
+        (by_builder(foreign_platform), "E_PLATFORM"),
+        (by_builder(foreign_type), "E_INCOMPATIBLE"),
+        (by_builder(later_spec), "E_SPEC"),
+    ];
+    for (seq, (hash, code)) in (2..).zip(cases) {
+        cloud.assign(&cloud.draft(seq, &[hash]));
+        agent.refuses(code).await;
+        assert_eq!(agent.release_now(cloud.app()), Some(good), "{code}");
+        assert_eq!(agent.store.committed(cloud.app()).unwrap().release.sha256(), good, "{code}");
+    }
+    let mended = cloud.deploy(50, 300);
+    agent.runs(cloud.app(), mended).await;
+    agent.condition("no refusal any more", |c| c.refusal().is_none()).await;
+}
+
+#[tokio::test]
+async fn other_bytes_than_assigned_are_refused_until_the_cloud_sends_the_right_ones() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let good = cloud.publish(&release(&cloud.keys, 10), &[&cloud.keys.builder]);
+    let other = sign(&release(&cloud.keys, 11), &[&cloud.keys.builder]).to_bytes();
+    cloud.lie(move |path| path.contains("/releases/").then(|| body(200, "application/json", other.clone())));
+    cloud.assign(&cloud.draft(1, &[good]));
+    agent.refuses("E_RELEASE_HASH").await;
+    cloud.honest();
+    agent.runs(cloud.app(), good).await;
+}
+
+#[tokio::test]
+async fn an_older_assignment_is_refused_also_after_a_restart() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let first = cloud.publish(&release(&cloud.keys, 10), &[&cloud.keys.builder]);
+    let older = cloud.assign(&cloud.draft(1, &[first]));
+    agent.runs(cloud.app(), first).await;
+    let second = cloud.deploy(2, 11);
+    agent.runs(cloud.app(), second).await;
+    cloud.serve(older);
+    agent.refuses("E_ASSIGN_ROLLBACK").await;
+    drop(agent);
+
+    let agent = device.start();
+    agent.refuses("E_ASSIGN_ROLLBACK").await;
+    assert_eq!(agent.release_now(cloud.app()), Some(second));
+    // And the same number with other content is no better.
+    let mut other = cloud.draft(2, &[first]);
+    other.issued_at += 1;
+    cloud.assign(&other);
+    agent.refuses("E_ASSIGN_EQUIVOCATION").await;
+    assert_eq!(agent.release_now(cloud.app()), Some(second));
+}
+
+#[tokio::test]
+async fn another_devices_assignment_is_refused() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let hash = cloud.publish(&release(&cloud.keys, 10), &[&cloud.keys.builder]);
+    let mut other = cloud.draft(1, &[hash]);
+    other.device_id = DeviceId::from_bytes([1; 16]);
+    cloud.assign(&other);
+    agent.refuses("E_DEVICE_MISMATCH").await;
+    let mut other = cloud.draft(1, &[hash]);
+    other.device_key_sha256 = Sha256Hex::of(b"another key");
+    cloud.assign(&other);
+    agent.refuses("E_DEVICE_MISMATCH").await;
+    assert_eq!(agent.release_now(cloud.app()), None);
+}
+
+#[tokio::test]
+async fn one_apps_bad_release_does_not_stop_anothers() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let bad = cloud.publish(&release(&cloud.keys, 10), &[]);
+    let second_app = copal_protocol::ids::AppId::from_bytes([9; 16]);
+    let mut good = release(&cloud.keys, 20);
+    good.app_id = Some(second_app);
+    let good = cloud.publish(&good, &[&cloud.keys.builder]);
+    let mut assignment = cloud.draft(1, &[bad, good]);
+    assignment.apps[1].app_id = second_app;
+    cloud.assign(&assignment);
+    agent.runs(second_app, good).await;
+    agent.refuses("E_SIG_MISSING").await;
+    assert_eq!(agent.release_now(cloud.app()), None);
+}
+
+#[tokio::test]
+async fn with_the_cloud_gone_a_restarted_agent_runs_its_stored_target() {
+    let mut cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let hash = cloud.deploy(1, 10);
+    agent.commits(cloud.app(), hash).await;
+    drop(agent);
+    cloud.go_down();
+
+    let agent = device.start();
+    let target = agent.target("from the disk", |t| !t.apps.is_empty()).await;
+    assert_eq!(target.apps[&cloud.app()].release.sha256(), hash);
+    assert!(!target.may_install, "nothing new without the cloud's word");
+    assert_eq!(agent.store.committed(cloud.app()).unwrap().key(), target.apps[&cloud.app()].key());
+    agent.offline("E_TRANSPORT").await;
+}
+
+#[tokio::test]
+async fn nothing_new_may_be_installed_without_a_fresh_word_of_the_cloud() {
+    for (how, code) in [(Freshness::WrongNonce, "E_NONCE"), (Freshness::OtherSeq, "E_NOT_FRESH")] {
+        let cloud = FakeCloud::start().await;
+        let device = Device::of(&cloud);
+        let agent = device.start();
+        agent.condition("enrolled", |c| c.device_id.is_some()).await;
+        cloud.with(|i| i.fresh = how);
+        let hash = cloud.deploy(1, 10);
+        agent.refuses(code).await;
+        let target = agent.target("known", |t| t.apps.contains_key(&cloud.app())).await;
+        assert!(!target.may_install);
+        cloud.with(|i| i.fresh = Freshness::Honest);
+        agent.runs(cloud.app(), hash).await;
+    }
+}
+
+#[tokio::test]
+async fn offline_policy_lets_a_target_in_without_freshness() {
+    let cloud = FakeCloud::start_with(|root| root.policy.allow.offline = true).await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    cloud.with(|i| i.fresh = Freshness::Down);
+    let hash = cloud.deploy(1, 10);
+    agent.runs(cloud.app(), hash).await;
+    assert!(!agent.condition.borrow().fresh);
+}
+
+fn next_root(cloud: &FakeCloud, change: impl FnOnce(&mut Root)) -> Envelope {
+    let mut root = cloud.root.clone();
+    root.version = 2;
+    change(&mut root);
+    sign(&root, &[&cloud.keys.root])
+}
+
+#[tokio::test]
+async fn a_newer_root_is_walked_to_and_a_revoked_release_gives_way_to_the_last_good_one() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let first = cloud.deploy(1, 10);
+    agent.commits(cloud.app(), first).await;
+    let second = cloud.deploy(2, 11);
+    agent.commits(cloud.app(), second).await;
+
+    let root = next_root(&cloud, |r| {
+        r.revoked_releases.insert(second);
+    });
+    cloud.with(|i| i.roots.push(root));
+    let mut assignment = cloud.draft(3, &[second]);
+    assignment.root_version = 2;
+    cloud.assign(&assignment);
+    agent
+        .target("the first again", |t| t.apps.get(&cloud.app()).is_some_and(|a| a.release.sha256() == first))
+        .await;
+    agent.refuses("E_RELEASE_REVOKED").await;
+    assert_eq!(agent.condition.borrow().root_version, 2);
+    assert_eq!(agent.store.committed(cloud.app()).unwrap().release.sha256(), first);
+    drop(agent);
+    let agent = device.start();
+    assert_eq!(agent.store.root().version, 2, "the root is kept");
+    agent
+        .target("still the first", |t| t.apps.get(&cloud.app()).is_some_and(|a| a.release.sha256() == first))
+        .await;
+}
+
+#[tokio::test]
+async fn a_root_that_skips_or_is_not_signed_by_the_old_one_is_refused() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let good = cloud.deploy(1, 10);
+    agent.commits(cloud.app(), good).await;
+    let mut skipping = cloud.root.clone();
+    skipping.version = 3;
+    let skipping = sign(&skipping, &[&cloud.keys.root]);
+    let mut usurped = cloud.root.clone();
+    usurped.version = 2;
+    copal_protocol::testing::set_role(
+        &mut usurped,
+        copal_protocol::documents::Role::Root,
+        &[&fixed_key(77)],
+        1,
+    );
+    let usurped = sign(&usurped, &[&fixed_key(77)]);
+    for (seq, root, code) in [(2, skipping, "E_ROOT_VERSION"), (3, usurped, "E_ROOT_OLD_SIG")] {
+        cloud.with(|i| i.roots = vec![i.roots[0].clone(), root]);
+        let mut assignment = cloud.draft(seq, &[good]);
+        assignment.root_version = 2;
+        cloud.assign(&assignment);
+        agent.refuses(code).await;
+        assert_eq!(agent.release_now(cloud.app()), Some(good), "{code}");
+        assert_eq!(agent.store.root().version, 1);
+    }
+}
+
+#[tokio::test]
+async fn an_expired_root_lets_nothing_new_in_and_what_runs_goes_on() {
+    // The clock's floor never passes Root's own end, so the end is put before the system's clock.
+    let cloud = FakeCloud::start_with(|root| {
+        root.issued_at = 1_600_000_000;
+        root.expires = 1_700_000_000;
+    })
+    .await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    cloud.deploy(1, 10);
+    agent.refuses("E_ROOT_EXPIRED").await;
+    assert_eq!(agent.release_now(cloud.app()), None);
+}
+
+#[tokio::test]
+async fn secrets_are_opened_here_and_stay_sealed_on_the_disk() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let hash = cloud.publish(&release(&cloud.keys, 10), &[&cloud.keys.builder]);
+    let service: copal_protocol::ids::Name = "web".parse().unwrap();
+    let context = SealContext {
+        fleet: cloud.keys.fleet_id,
+        device: cloud.keys.device_id,
+        app: cloud.app(),
+        service: &service,
+        variable: "PASSWORD",
+    };
+    let public = agent.session.identity(|i| i.seal().public());
+    let sealed = seal::seal(&public, &context, b"correct horse battery").unwrap();
+    let mut assignment = cloud.draft(1, &[hash]);
+    assignment
+        .sealed
+        .entry(cloud.app())
+        .or_default()
+        .entry(service.clone())
+        .or_default()
+        .insert("PASSWORD".into(), sealed.clone());
+    cloud.assign(&assignment);
+    let target = agent.runs(cloud.app(), hash).await;
+    assert_eq!(target.apps[&cloud.app()].secrets[&service]["PASSWORD"].0, b"correct horse battery");
+    assert!(!format!("{target:?}").contains("correct horse"));
+    for (name, bytes, _) in device.files() {
+        assert!(!bytes.windows(7).any(|w| w == b"correct"), "{name}");
+    }
+    // Sealed for another place: refused whole.
+    let mut moved = cloud.draft(2, &[hash]);
+    moved.sealed.entry(cloud.app()).or_default().entry(service).or_default().insert("OTHER".into(), sealed);
+    cloud.assign(&moved);
+    agent.refuses("E_SEAL").await;
+    assert_eq!(agent.release_now(cloud.app()), Some(hash));
+}
+
+#[tokio::test]
+async fn loader_variables_are_denied_and_a_bad_variable_does_not_condemn_the_release() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let hash = cloud.deploy(1, 10);
+    agent.runs(cloud.app(), hash).await;
+    let with = |seq: u64, name: &str| {
+        let mut a = cloud.draft(seq, &[hash]);
+        a.env
+            .entry(cloud.app())
+            .or_default()
+            .entry("web".parse().unwrap())
+            .or_default()
+            .insert(name.into(), "x".into());
+        a
+    };
+    cloud.assign(&with(2, "LD_PRELOAD"));
+    agent.refuses("E_ENV_DENIED").await;
+    cloud.assign(&with(3, "GREETING"));
+    agent.target("with the variable", |t| t.apps.get(&cloud.app()).is_some_and(|a| !a.env.is_empty())).await;
+}
+
+#[tokio::test]
+async fn a_refused_login_says_why_and_is_tried_again() {
+    for (status, code) in [(403, "device_revoked"), (403, "device_pending"), (409, "clone_suspected")] {
+        let cloud = FakeCloud::start().await;
+        cloud.with(|i| i.login_refused = Some((status, code)));
+        let device = Device::of(&cloud);
+        let agent = device.start();
+        agent.offline(code).await;
+        cloud.with(|i| i.login_refused = None);
+        agent.condition("in", |c| c.online).await;
+    }
+}
+
+#[tokio::test]
+async fn a_power_cut_between_login_and_first_use_is_no_clone() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    for _ in 0..4 {
+        let agent = device.start();
+        agent.condition("online", |c| c.online).await;
+        drop(agent);
+        // The token was never used again; the next start shows the stored link.
+    }
+    assert_eq!(cloud.asked("/enrol"), 1);
+    // The link is lost with the rest of the session: now a person must decide.
+    for copy in ["session.a", "session.b"] {
+        std::fs::remove_file(device.dir.path().join(copy)).unwrap();
+    }
+    let agent = device.start();
+    agent.offline("clone_suspected").await;
+}
+
+#[tokio::test]
+async fn a_token_no_longer_taken_is_renewed_without_a_word() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    let hash = {
+        agent.condition("enrolled", |c| c.device_id.is_some()).await;
+        cloud.deploy(1, 10)
+    };
+    agent.runs(cloud.app(), hash).await;
+    cloud.with(|i| i.tokens.clear());
+    let second = cloud.deploy(2, 11);
+    agent.runs(cloud.app(), second).await;
+}
+
+#[tokio::test]
+async fn an_idle_device_writes_nothing() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let hash = cloud.deploy(1, 10);
+    agent.commits(cloud.app(), hash).await;
+    agent.condition("settled", |c| c.fresh && c.refusal().is_none()).await;
+    let polls = cloud.asked("/state");
+    let before = device.files();
+    while cloud.asked("/state") < polls + 2 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(device.files(), before);
+}
+
+#[tokio::test]
+async fn a_target_waits_for_its_time() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let first = cloud.deploy(1, 10);
+    agent.runs(cloud.app(), first).await;
+    let second = cloud.publish(&release(&cloud.keys, 11), &[&cloud.keys.builder]);
+    let mut later = cloud.draft(2, &[second]);
+    later.not_before = Some(NOW + 86_400 * 365 * 3);
+    cloud.assign(&later);
+    agent.condition("waiting", |c| c.refused.as_ref().is_some_and(|r| r.code == "waiting_not_before")).await;
+    assert_eq!(agent.release_now(cloud.app()), Some(first));
+}
+
+#[tokio::test]
+async fn damaged_marks_and_targets_are_set_aside_and_had_again_while_the_identity_stays() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let hash = cloud.deploy(1, 10);
+    agent.commits(cloud.app(), hash).await;
+    drop(agent);
+    for (name, bytes, _) in device.files() {
+        if name.starts_with("target.") || name.starts_with("marks.") {
+            std::fs::write(device.dir.path().join(&name), &bytes[..bytes.len() / 2]).unwrap();
+        }
+    }
+    let agent = device.start();
+    // What was committed goes on from the first moment, and the cloud fills in the rest.
+    assert_eq!(agent.release_now(cloud.app()), Some(hash));
+    assert_eq!(agent.condition.borrow().lost.len(), 2);
+    agent.runs(cloud.app(), hash).await;
+    assert_eq!(cloud.asked("/enrol"), 1);
+}
+
+#[tokio::test]
+async fn a_lost_identity_is_never_made_anew_by_itself() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    drop(device.start());
+    for copy in ["identity.a", "identity.b"] {
+        std::fs::write(device.dir.path().join(copy), b"\0\0\0").unwrap();
+    }
+    for _ in 0..2 {
+        let state =
+            std::sync::Arc::new(StateDir::open(device.dir.path(), std::sync::Arc::new(RealFs)).unwrap());
+        assert!(Identity::open(state, &device.file).is_err());
+    }
+}
