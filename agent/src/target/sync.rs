@@ -99,6 +99,8 @@ pub struct Sync {
     condition: watch::Sender<Condition>,
     /// Payload hash the next poll names: everything of that assignment was accepted.
     settled: Option<Sha256Hex>,
+    /// Payload hash the cloud served last, while something about it was refused: a change is then looked out for.
+    suspect: Option<Sha256Hex>,
     /// When the cloud last vouched for which assignment.
     fresh: Option<(Sha256Hex, Instant)>,
     roots_walked: Option<Instant>,
@@ -144,6 +146,7 @@ impl Sync {
             targets,
             condition,
             settled: None,
+            suspect: None,
             fresh: None,
             roots_walked: None,
             not_before: None,
@@ -181,7 +184,11 @@ impl Sync {
                         wait = wait.max(jittered(self.pace.slow));
                     }
                     self.stopped(&stop, wait);
-                    tokio::time::sleep(wait).await;
+                    if !matches!(stop, Stop::Refused(_)) {
+                        tokio::time::sleep(wait).await;
+                    } else if Box::pin(self.until_change(wait)).await {
+                        backoff = Backoff::default();
+                    }
                 }
             }
         }
@@ -206,6 +213,37 @@ impl Sync {
                 c.refused = Some(found);
             }
         });
+    }
+
+    /// Waits, and meanwhile asks to be told of another assignment than the refused one: a mended release must not wait for
+    /// the back-off of the broken one. Whether one came.
+    async fn until_change(&self, wait: Duration) -> bool {
+        let until = Instant::now() + wait;
+        let left = || until.saturating_duration_since(Instant::now());
+        let pause = wait.min(Duration::from_secs(1));
+        tokio::time::sleep(pause).await;
+        let known = self.suspect.or(self.store.mark().sha256);
+        while let Some(hash) = known
+            && left() >= Duration::from_secs(1)
+        {
+            let hold = left().as_secs().min(self.pace.wait_s);
+            let path = format!("/device/v1/state?wait={hold}");
+            let etag = hash.to_string();
+            let call = Call {
+                etag: Some(&etag),
+                wait: Duration::from_secs(hold),
+                ..Call::get(&path, Assignment::MAX_BYTES)
+            };
+            let began = Instant::now();
+            match self.session.call(call).await {
+                Ok(answer) if answer.status == 200 && answer.etag.as_deref() != Some(&etag) => return true,
+                Ok(_) if began.elapsed() + pause >= Duration::from_secs(hold) => {}
+                // Not held, or not answered: no asking in a circle.
+                _ => break,
+            }
+        }
+        tokio::time::sleep(left()).await;
+        false
     }
 
     /// One round. Answers whether something new came or the cloud held the poll, so that asking again at once is right.
@@ -335,6 +373,7 @@ impl Sync {
             .identity(Identity::device)
             .ok_or_else(|| Error::new(Code::DeviceMismatch, "this device is not enrolled yet"))?;
         let envelope = Envelope::parse::<Assignment>(bytes)?;
+        self.suspect = Some(envelope.payload_sha256());
         let judge = |store: &Store| verify::assignment(&store.root(), &device, &store.mark(), &envelope);
         let assignment = match judge(&self.store) {
             // A newer root may explain the signature as well as the number: walk first, then judge once more.
