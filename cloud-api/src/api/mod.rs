@@ -4,11 +4,22 @@
 //! In: requests, whose credentials are checked by taking a [`crate::auth::Caller`]. Out: JSON, or a
 //! [`crate::error::Problem`]. Never here: SQL of another room's tables beyond counting, signing, building.
 
+pub mod audit;
+pub mod enrolment_tokens;
 mod extract;
 pub mod fleets;
 pub mod health;
+pub mod me;
+pub mod metrics;
 pub mod openapi;
 mod paging;
+pub mod roots;
+pub mod server;
+pub mod session;
+pub mod setup;
+#[cfg(test)]
+mod tests;
+pub mod tokens;
 
 pub use extract::{Json, Path, Query, Raw};
 pub use paging::{Page, Paging};
@@ -19,5 +30,14 @@ use crate::app::App;
 /// Every route below `/api/v1`. A room with such routes adds its line here.
 #[must_use]
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::default().merge(fleets::router())
+    OpenApiRouter::default()
+        .merge(setup::router())
+        .merge(session::router())
+        .merge(me::router())
+        .merge(tokens::router())
+        .merge(server::router())
+        .merge(audit::router())
+        .merge(fleets::router())
+        .merge(roots::router())
+        .merge(enrolment_tokens::router())
 }

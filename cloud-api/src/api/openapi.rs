@@ -30,6 +30,23 @@ pub fn document() -> OpenApi {
         ]))
         .build();
     api.merge(router.to_openapi());
+    // Handlers are named within their file (`list`, `show`); the document needs names of its own for them.
+    for (path, item) in &mut api.paths.paths {
+        let methods = [
+            ("get", &mut item.get),
+            ("post", &mut item.post),
+            ("put", &mut item.put),
+            ("patch", &mut item.patch),
+            ("delete", &mut item.delete),
+        ];
+        for (method, operation) in methods {
+            if let Some(operation) = operation {
+                let words = path.trim_start_matches("/api/v1/").split(['/', '-', '_']);
+                let words: Vec<_> = words.map(|w| w.trim_matches(['{', '}'])).collect();
+                operation.operation_id = Some(format!("{method}_{}", words.join("_")));
+            }
+        }
+    }
     let components = api.components.get_or_insert_default();
     components.add_security_scheme(
         "token",

@@ -13,13 +13,15 @@ pub mod users;
 
 use std::{fmt, str::FromStr};
 
+use axum::http::StatusCode;
 use copal_protocol::ids::FleetId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use caller::{PEER_HEADER, basic};
+pub use caller::{PEER_HEADER, basic, same_site, source};
 
 use crate::{
+    app::App,
     error::{Problem, Result},
     store::fleets::FleetRow,
 };
@@ -216,6 +218,22 @@ impl Caller {
         }
         Ok(())
     }
+}
+
+/// Refuses one more try after too many failures.
+///
+/// # Errors
+/// 429 `too_many_attempts`, with the time to wait.
+pub fn limited(app: &App, account: &str, source: &str) -> Result<()> {
+    app.auth.limits.check(account, source, std::time::Instant::now()).map_err(|wait| {
+        let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+        Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_attempts",
+            format!("Too many failed attempts. Try again in {seconds} s."),
+        )
+        .retry_after(seconds)
+    })
 }
 
 /// `prefix` and 256 random bits in base64url: a token or session id as its holder has it.

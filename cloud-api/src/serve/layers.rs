@@ -14,6 +14,7 @@ use tower_http::{catch_panic::CatchPanicLayer, timeout::RequestBodyTimeoutLayer}
 use tracing::Instrument as _;
 
 use crate::{
+    api::metrics,
     app::App,
     auth,
     error::{Problem, Result},
@@ -72,7 +73,7 @@ async fn outermost(State(app): State<App>, mut request: Request, next: Next) -> 
             tracing::debug!(status, ms = took.as_millis(), "answered");
         }
     });
-    let _ = route;
+    metrics::answered(method.as_str(), route.as_deref(), response.status().as_u16(), took);
     response
 }
 

@@ -12,7 +12,7 @@ pub use run::{lock, run};
 use axum::{Router, routing::get};
 
 use crate::{
-    api::{self, health, openapi},
+    api::{self, health, metrics, openapi},
     app::App,
     devices,
     error::Problem,
@@ -22,6 +22,7 @@ use crate::{
 /// Joins the routers of all rooms, within the layers every request passes. A room with routes outside `/api/v1` adds
 /// its line here.
 pub fn router(app: App) -> Router {
+    metrics::install();
     let rooms = Router::new()
         .merge(devices::router())
         .nest("/api/v1", Router::from(api::router()))
@@ -29,6 +30,7 @@ pub fn router(app: App) -> Router {
         .merge(registry::router())
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
+        .route("/metrics", get(metrics::serve))
         .fallback(|| async { Problem::not_found("such route") });
     layers::around(rooms, &app).with_state(app)
 }

@@ -11,6 +11,7 @@ use tokio::{
 
 use super::listener;
 use crate::{
+    api::setup,
     app::{self, App},
     settings::{self, Checked},
     tls::Terminator,
@@ -69,6 +70,11 @@ pub async fn run(checked: Checked) -> anyhow::Result<()> {
     let told = app.config.run().join("listen");
     write(&told, &format!("{bound}\n"))?;
     tracing::info!(url = app.config.url, listen = %bound, capacity, "copal-cloud {} is ready", env!("CARGO_PKG_VERSION"));
+
+    if let Some(link) = setup::link(&app).await? {
+        // To the one who started it, not to the log.
+        println!("There is no user yet. Make the first admin here (works once):\n\n    {link}\n");
+    }
 
     let asked = wait_for_signal(terminator.as_ref()).await?;
     tracing::info!(signal = asked, "stopping");

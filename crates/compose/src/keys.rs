@@ -474,11 +474,11 @@ mod tests {
             match support {
                 No(..) => assert!(refused(code::UNSUPPORTED), "{name} is not refused"),
                 NoEffect(_) => {
-                    assert_eq!(result.as_ref().map(|p| p.warnings.len()), Ok(1), "{name} gives no warning")
+                    assert_eq!(result.as_ref().map(|p| p.warnings.len()), Ok(1), "{name} gives no warning");
                 }
                 // Whether an empty value is one is the key's own matter; that it is looked at is what counts.
                 Yes(_) => {
-                    assert!(!refused(code::UNSUPPORTED) && !refused(code::UNKNOWN_KEY), "{name} is not read")
+                    assert!(!refused(code::UNSUPPORTED) && !refused(code::UNKNOWN_KEY), "{name} is not read");
                 }
             }
         }

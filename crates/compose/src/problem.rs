@@ -147,8 +147,8 @@ impl Problems {
             line,
             column,
             path,
-            message: message.into(),
-            fix: fix.into(),
+            message: inert(&message.into()),
+            fix: inert(&fix.into()),
             code,
         }
     }
@@ -160,5 +160,30 @@ impl Problems {
             list.dedup();
         }
         (self.list, self.warnings)
+    }
+}
+
+/// Text that cannot steer the terminal or page it is shown on: control characters and those that turn the direction
+/// of writing are spelled out.
+pub(crate) fn inert(text: &str) -> String {
+    let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.contains(steers) {
+        return text.to_owned();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if steers(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_cannot_steer_a_terminal() {
+        let text = inert("a\u{1b}]0;x\u{7}b\nc\u{202e}d é");
+        assert_eq!(text, "a\\u{1b}]0;x\\u{7}b\\nc\\u{202e}d é");
     }
 }

@@ -102,10 +102,10 @@ fn ipam(node: &Node, p: &mut Problems) -> Vec<IpamPool> {
                 let value = &entry.node;
                 match entry.name.as_str() {
                     "subnet" => {
-                        pool.subnet = read::parsed(value, p, "a subnet such as `10.1.0.0/24`", subnet)
+                        pool.subnet = read::parsed(value, p, "a subnet such as `10.1.0.0/24`", subnet);
                     }
                     "ip_range" => {
-                        pool.ip_range = read::parsed(value, p, "a range such as `10.1.0.128/25`", subnet)
+                        pool.ip_range = read::parsed(value, p, "a range such as `10.1.0.128/25`", subnet);
                     }
                     _ => {
                         pool.gateway = read::parsed(value, p, "an address", |t| {

@@ -12,7 +12,7 @@ use serde_saphyr::{
     options::{DuplicateKeyPolicy, NonFiniteFloatPolicy},
 };
 
-use crate::problem::{Problems, code};
+use crate::problem::{Problems, code, inert};
 
 /// Bytes of a compose file at most.
 pub const MAX_FILE: usize = 256 << 10;
@@ -43,9 +43,8 @@ impl fmt::Display for Path {
                     write!(f, "{parent}.")?;
                 }
                 // Control characters of a key must not reach the terminal of whoever pushed it.
-                key.chars().take(64).try_for_each(|c| {
-                    if c.is_control() { write!(f, "{}", c.escape_default()) } else { write!(f, "{c}") }
-                })
+                let short: String = key.chars().take(64).collect();
+                f.write_str(&inert(&short))
             }
             Self::Item(parent, index) => write!(f, "{parent}[{index}]"),
         }
@@ -219,6 +218,8 @@ pub(crate) fn read(text: &str, problems: &mut Problems) -> Option<Node> {
         strict_booleans: true,
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
         with_snippet: false,
+        // `!reset` and `!override` of compose would otherwise be passed over.
+        reject_unsupported_tags: true,
     };
     match serde_saphyr::from_str_with_options::<Spanned<Raw>>(text, options) {
         Ok(raw) => Some(settle(raw, Rc::new(Path::Root), None, text, problems)),

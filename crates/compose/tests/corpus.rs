@@ -2,7 +2,10 @@
 //! The expected output stands beside the input, is written with `UPDATE_EXPECTED=1`, and is reviewed as code is.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use copal_compose::{Options, Problem, Project, parse};
 use copal_protocol::documents::Policy;
@@ -15,7 +18,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
     files
 }
 
-fn read(path: &PathBuf) -> Result<Project, Vec<Problem>> {
+fn read(path: &Path) -> Result<Project, Vec<Problem>> {
     let name = path.file_name().unwrap().to_str().unwrap();
     let load = |path: &str| match path {
         "app.env" => Ok("FROM_FILE=yes\nMODE=file\n".to_owned()),
@@ -30,7 +33,7 @@ fn read(path: &PathBuf) -> Result<Project, Vec<Problem>> {
     parse(&fs::read_to_string(path).unwrap(), &options)
 }
 
-fn compare(path: PathBuf, extension: &str, got: &str, wrong: &mut Vec<String>) {
+fn compare(path: &Path, extension: &str, got: &str, wrong: &mut Vec<String>) {
     let expected = path.with_extension(extension);
     if std::env::var_os("UPDATE_EXPECTED").is_some() {
         fs::write(&expected, got).unwrap();
@@ -48,7 +51,7 @@ fn good_files_become_the_expected_specs() {
             Ok(project) => {
                 let mut json = serde_json::to_string_pretty(&project).unwrap();
                 json.push('\n');
-                compare(path, "json", &json, &mut wrong);
+                compare(&path, "json", &json, &mut wrong);
             }
             Err(problems) => {
                 wrong.push(format!("{}:\n{}", path.display(), text(&problems)));
@@ -66,11 +69,24 @@ fn bad_files_are_refused_with_every_problem_and_its_line() {
         count += 1;
         match read(&path) {
             Ok(_) => wrong.push(format!("{} was accepted", path.display())),
-            Err(problems) => compare(path, "txt", &text(&problems), &mut wrong),
+            Err(problems) => compare(&path, "txt", &text(&problems), &mut wrong),
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(count > 10, "the corpus has gone: {count} files");
+}
+
+#[test]
+fn the_sample_runs_without_any_allowance_of_the_owner() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../images/apps/sample/docker-compose.yml");
+    let deny_all = Policy::default();
+    let mut options = Options::new("docker-compose.yml", "amd64", "generic");
+    options.allow = Some(&deny_all);
+    let project =
+        parse(&fs::read_to_string(path).unwrap(), &options).unwrap_or_else(|p| panic!("{}", text(&p)));
+    assert_eq!(project.services.len(), 3);
+    assert!(project.warnings.is_empty(), "{}", text(&project.warnings));
+    assert_eq!(project.services["web"].spec.healthy_after_ms(), Some(10_000));
 }
 
 fn text(problems: &[Problem]) -> String {

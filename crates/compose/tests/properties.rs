@@ -162,5 +162,5 @@ fn problems_are_bounded_and_sorted() {
 fn a_dockerfile_alone_is_one_service_called_main() {
     let project =
         copal_compose::single(copal_compose::BuildSpec { context: ".".to_owned(), ..Default::default() });
-    assert_eq!(project.services.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["main"]);
+    assert_eq!(project.services.keys().map(copal_protocol::ids::Name::as_str).collect::<Vec<_>>(), ["main"]);
 }

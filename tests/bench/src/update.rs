@@ -39,7 +39,11 @@ pub(crate) async fn rows() -> Vec<Row> {
             format!("docker-compose up --build: {peer:.2} s; ratio {:.2} (goal <= 1.1)", mine / peer),
         ),
         row("the service is away during its update (median)", format!("{:.2} s", median(&mut gaps)), ""),
-        row("the service is away during its update (p95)", format!("{:.2} s", percentile(&mut gaps, 95.0)), ""),
+        row(
+            "the service is away during its update (p95)",
+            format!("{:.2} s", percentile(&mut gaps, 95.0)),
+            "",
+        ),
     ]
 }
 
@@ -178,4 +182,3 @@ fn page(port: u16) -> Option<String> {
     let body = answer.split_once("\r\n\r\n")?.1.trim().to_owned();
     answer.starts_with("HTTP/1.").then_some(body)
 }
-

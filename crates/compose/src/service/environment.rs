@@ -14,6 +14,16 @@ const MAX_ENV_FILE: usize = 64 << 10;
 /// Files a service may name.
 const MAX_ENV_FILES: usize = 16;
 
+/// What the agent gives to every service.
+const INJECTED: &[&str] = &[
+    "COPAL",
+    "COPAL_APP_ID",
+    "COPAL_DEVICE_ID",
+    "COPAL_SERVICE_NAME",
+    "COPAL_DEVICE_TYPE",
+    "COPAL_LOCK_DIR",
+];
+
 /// The name of a variable, where it is one.
 pub(crate) fn variable_name(text: &str) -> Option<String> {
     let sane = !text.is_empty()
@@ -33,6 +43,15 @@ pub(crate) fn inline(node: &Node, p: &mut Problems) -> BTreeMap<String, String> 
                 code::INVALID,
                 format!("`{}` is not the name of a variable", read::shown(&name)),
                 "write NAME=value",
+            );
+            continue;
+        }
+        if INJECTED.contains(&name.as_str()) {
+            p.at(
+                at,
+                code::CONFLICT,
+                format!("{name} is set by the agent"),
+                "remove it; the service finds the true value",
             );
             continue;
         }

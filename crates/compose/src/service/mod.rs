@@ -51,6 +51,19 @@ pub(crate) fn read(key: &Node, node: &Node, options: &Options<'_>, p: &mut Probl
             service.spec.environment.entry(name).or_insert(value);
         }
     }
+    // The engine takes an empty list of arguments for none given.
+    if let Some(command) = node.get("command")
+        && service.spec.command.is_none()
+        && service.spec.entrypoint.is_none()
+        && process::is_empty(command)
+    {
+        p.at(
+            command,
+            code::UNSUPPORTED,
+            "cannot be honoured: an engine clears the image's command only where `entrypoint` is given too",
+            "remove it, or write `entrypoint:` as well",
+        );
+    }
     match (&service.build, &service.image) {
         (Some(_), Some(_)) => {
             if let Some(image) = node.get("image") {

@@ -56,7 +56,7 @@ pub(crate) fn exposed(node: &Node, p: &mut Problems) -> BTreeSet<String> {
             Some((range(ports)?, protocol))
         });
         if let Some((ports, protocol)) = ports {
-            if ports.clone().count() > MAX_PORTS {
+            if all.len() + ports.clone().count() > MAX_PORTS {
                 p.at(item, code::LIMIT, format!("there are more than {MAX_PORTS} ports"), "expose fewer");
                 continue;
             }

@@ -68,6 +68,15 @@ pub(super) fn arguments(node: &Node, p: &mut Problems) -> Option<Vec<String>> {
     }
 }
 
+/// Whether a command says "nothing", which is not the same as saying nothing.
+pub(super) fn is_empty(node: &Node) -> bool {
+    match &node.value {
+        Value::List(items) => items.is_empty(),
+        Value::Scalar(line) => line.trim().is_empty(),
+        _ => false,
+    }
+}
+
 /// Words as a POSIX shell sees them. `None`: a quote stays open.
 fn split(line: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();

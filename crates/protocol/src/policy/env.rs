@@ -141,7 +141,7 @@ pub fn is_variable_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
-/// Checks variables the cloud sets for a service: those in the clear, and secrets that reach it as variables.
+/// Checks variables the cloud sets for a service, in the clear or sealed; only their names are looked at.
 ///
 /// # Errors
 /// `E_ENV_DENIED` for names that no cloud may set, `E_ENV_UNDECLARED` where `env_mode` is declared.

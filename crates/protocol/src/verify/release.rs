@@ -106,7 +106,7 @@ pub fn release(
             format!("its payload is {sha256}, {} is expected", expected.sha256),
         ));
     }
-    match (signed(root, expected.kind, envelope), purpose) {
+    match (signatures::check(root, signers(root, expected.kind), envelope), purpose) {
         (Ok(()), _) => {}
         (Err(e), Purpose::KeepRunning)
             if matches!(e.code, Code::SigUnknownKey | Code::SigWrongRole | Code::SigThreshold) => {}
@@ -122,11 +122,6 @@ pub fn release(
         check_install(platform, now, &found)?;
     }
     Ok(found)
-}
-
-/// Step 4 alone.
-pub(super) fn signed(root: &Root, kind: ReleaseKind, envelope: &Envelope) -> Result<(), Error> {
-    signatures::check(root, signers(root, kind), envelope)
 }
 
 /// Which roles must each meet their threshold.

@@ -1,0 +1,97 @@
+//! `/metrics`, in the text format of Prometheus. Labels are bounded: routes by their pattern, never a path, fleet,
+//! device or person.
+
+use std::{sync::LazyLock, time::Duration};
+
+use axum::{
+    extract::{ConnectInfo, FromRequestParts as _, Request, State},
+    http::header,
+    response::{IntoResponse, Response},
+};
+use metrics::{counter, gauge, histogram};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use crate::{
+    app::{self, App},
+    auth::{Act, Caller},
+    error::Result,
+};
+
+static RECORDER: LazyLock<Option<PrometheusHandle>> = LazyLock::new(|| {
+    let builder = PrometheusBuilder::new()
+        .set_buckets(&[0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0])
+        .inspect_err(|error| tracing::warn!(%error, "histogram buckets"))
+        .ok()?;
+    builder.install_recorder().inspect_err(|error| tracing::warn!(%error, "metrics are off")).ok()
+});
+
+/// Makes sure that what is counted from here on is kept.
+pub fn install() {
+    LazyLock::force(&RECORDER);
+}
+
+/// Counts an answer.
+pub fn answered(method: &str, route: Option<&str>, status: u16, took: Duration) {
+    let method = match method {
+        m @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => m,
+        _ => "other",
+    };
+    let route = route.unwrap_or("unmatched").to_owned();
+    counter!("copal_http_requests_total", "method" => method.to_owned(), "route" => route.clone(), "status" => status.to_string())
+        .increment(1);
+    histogram!("copal_http_request_seconds", "route" => route).record(took.as_secs_f64());
+}
+
+/// `GET /metrics`: for a scraper on this machine without credentials, from elsewhere with a token that may read.
+///
+/// # Errors
+/// 401 or 403 without such a token.
+pub async fn serve(State(app): State<App>, request: Request) -> Result<Response> {
+    // A proxy on this machine forwards for others, and says so.
+    let forwarded =
+        ["x-forwarded-for", "forwarded", "via"].iter().any(|h| request.headers().contains_key(*h));
+    let local = request
+        .extensions()
+        .get::<ConnectInfo<std::net::SocketAddr>>()
+        .is_some_and(|peer| peer.0.ip().to_canonical().is_loopback());
+    if !local || forwarded {
+        let (mut parts, _) = request.into_parts();
+        Caller::from_request_parts(&mut parts, &app).await?.may(Act::Read, None)?;
+    }
+    gauges(&app).await?;
+    let text = RECORDER.as_ref().map(PrometheusHandle::render).unwrap_or_default();
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response())
+}
+
+/// What is counted when asked, rather than as it happens.
+async fn gauges(app: &App) -> Result<()> {
+    gauge!("copal_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    let online = app::now_i64() - super::fleets::ONLINE_S;
+    let states = ["pending", "preauthorised", "accepted", "rejected", "revoked"];
+    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
+        "SELECT state, COUNT(*), COALESCE(SUM(CASE WHEN last_seen >= $1 THEN 1 ELSE 0 END), 0) FROM devices GROUP BY state",
+    )
+    .bind(online)
+    .fetch_all(app.db.read())
+    .await?;
+    #[expect(clippy::cast_precision_loss, reason = "Prometheus knows only floats; counts are far below 2^52")]
+    let float = |n: i64| n as f64;
+    for state in states {
+        let count = rows.iter().find(|r| r.0 == state).map_or(0, |r| r.1);
+        gauge!("copal_devices", "state" => state).set(float(count));
+    }
+    gauge!("copal_devices_online").set(float(rows.iter().map(|r| r.2).sum()));
+    let tables = [
+        ("copal_fleets", "SELECT COUNT(*) FROM fleets"),
+        ("copal_releases", "SELECT COUNT(*) FROM releases"),
+        ("copal_builds_queued", "SELECT COUNT(*) FROM builds WHERE status = 'queued'"),
+        ("copal_builds_running", "SELECT COUNT(*) FROM builds WHERE status = 'running'"),
+        ("copal_blobs", "SELECT COUNT(*) FROM blobs"),
+        ("copal_blob_bytes", "SELECT COALESCE(SUM(size), 0) FROM blobs"),
+    ];
+    for (name, sql) in tables {
+        let count: i64 = sqlx::query_scalar(sql).fetch_one(app.db.read()).await?;
+        gauge!(name).set(float(count));
+    }
+    Ok(())
+}

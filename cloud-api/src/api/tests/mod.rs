@@ -1,0 +1,6 @@
+//! What the API promises, against a real cloud in a temporary folder.
+
+mod fleets;
+mod openapi;
+mod people;
+mod requests;
