@@ -45,6 +45,8 @@ impl fmt::Display for Problem {
     }
 }
 
+impl std::error::Error for Problem {}
+
 /// The stable words of [`Problem::code`].
 pub mod code {
     /// The text is not YAML.
