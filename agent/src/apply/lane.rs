@@ -182,10 +182,12 @@ impl Run<'_> {
 
     async fn step(&mut self, action: &Action) -> Result<(), Stop> {
         let engine = &self.hands.engine;
-        if matches!(action, Action::Download) {
+        let downloads = matches!(action, Action::Download);
+        *self.work.stage.lock().unwrap_or_else(PoisonError::into_inner) =
+            if downloads { Stage::Downloading } else { Stage::Applying };
+        if downloads {
             return self.download().await;
         }
-        *self.work.stage.lock().unwrap_or_else(PoisonError::into_inner) = Stage::Applying;
         if let Action::HandOver(which) = action {
             return self.hand_over(&self.id(which)?).await;
         }

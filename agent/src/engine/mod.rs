@@ -10,6 +10,8 @@ mod api;
 mod create;
 mod docker;
 mod error;
+#[cfg(test)]
+pub(crate) mod fake;
 mod image;
 mod logs;
 mod storage;

@@ -108,7 +108,7 @@ mod tests {
                 r#"{"command":["a"],"ports":[{"target":80,"protocol":"tcp"}],"restart":"no"}"#,
                 &[("A", "1")]
             ),
-            "v1:placeholder"
+            "v1:3294184f2a5582f1cb6219c80ded1f95b8c58174f930c4323ae329e6da3f18c3"
         );
     }
 

@@ -12,6 +12,8 @@ pub mod labels;
 mod objects;
 pub mod offline;
 mod service;
+#[cfg(test)]
+mod tests;
 mod text;
 pub mod wanted;
 

@@ -224,7 +224,10 @@ pub(super) fn wanted(view: &View<'_>, out: &AppPlan, name: &Name, service: &Want
     };
     match result {
         Ok(()) => LanePlan { steps: steps.steps, blocked: None },
-        Err(why) => LanePlan { steps: Vec::new(), blocked: Some(why) },
+        Err(why) => {
+            steps.steps.retain(|step| step.action == Action::Download);
+            LanePlan { steps: steps.steps, blocked: Some(why) }
+        }
     }
 }
 
@@ -288,6 +291,11 @@ fn replace(
     others: &[&Seen],
     steps: &mut Steps,
 ) -> Result<(), Blocked> {
+    let lacks = !view.state.images.contains_key(&service.image.config_digest);
+    if lacks && !kills_first(service) {
+        // Even where something is in the way of the rest: other services may wait for all images.
+        steps.push(Action::Download);
+    }
     let own = own_name(view, name);
     let ours = |text: &str| match view.names.get(text) {
         None => true,
@@ -317,7 +325,6 @@ fn replace(
     // Leftovers that do not run hold names, and nothing else.
     let idle_first = |steps: &mut Steps| steps.clear(&idle);
     let taken: BTreeSet<&str> = running.iter().map(|o| o.container.name.as_str()).collect();
-    let lacks = !view.state.images.contains_key(&service.image.config_digest);
     if kills_first(service) {
         steps.pending.extend(needs);
         if view.awaits_images {
@@ -339,10 +346,6 @@ fn replace(
         create(service, own, peers, steps);
         steps.push(Action::Start(Which::New));
         return Ok(());
-    }
-    if lacks {
-        steps.push(Action::Download);
-        // It is here once that step is done: whoever else misses one is named by the other lanes.
     }
     if view.awaits_images {
         steps.pending.push(Need::Images);

@@ -10,6 +10,8 @@
 
 mod app;
 mod pass;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};

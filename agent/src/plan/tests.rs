@@ -1,0 +1,348 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+
+use copal_protocol::ids::{AppId, Name};
+use serde_json::json;
+
+use super::{
+    Policy, labels,
+    offline::{self, TargetFile},
+    plan,
+    wanted::{Context, Wanted, WantedApp},
+};
+use crate::{
+    engine::{Container, Health, ImageId, RunState},
+    observe::{Seen, SeenNetwork, SeenVolume, State},
+};
+
+const APP: &str = "00112233445566778899aabbccddeeff";
+
+fn cx() -> Context {
+    Context {
+        instance: "test".into(),
+        prefix: "copal".into(),
+        hash_key: [1; 32],
+        platform: "linux/amd64".into(),
+        device_id: "d".into(),
+        device_type: "generic".into(),
+    }
+}
+
+fn app() -> AppId {
+    APP.parse().unwrap()
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+/// A release of services with their spec and image, as `{"web": ["image", {spec}]}`.
+fn target(services: serde_json::Value, rest: serde_json::Value) -> TargetFile {
+    let services: serde_json::Map<_, _> = services
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, pair)| {
+            let digest = copal_protocol::ids::Digest::of(pair[0].as_str().unwrap().as_bytes());
+            let image = json!({"repo": "f/s", "manifest_digest": digest, "config_digest": digest, "config_size": 1,
+                "size": 1, "layers": []});
+            (name.clone(), json!({"spec": pair[1], "images": {"linux/amd64": image}}))
+        })
+        .collect();
+    let mut release = json!({"spec": 1, "fleet_id": APP, "kind": "app", "app_id": APP, "counter": 1,
+        "version": "1.0.0", "created_at": 1, "services": services});
+    release.as_object_mut().unwrap().extend(rest.as_object().cloned().unwrap_or_default());
+    serde_json::from_value(json!({"apps": {APP: {"release": release}}})).unwrap()
+}
+
+fn wanted(file: &TargetFile) -> Wanted {
+    offline::wanted(&cx(), file).unwrap()
+}
+
+fn id(n: usize) -> String {
+    format!("{n:012x}")
+}
+
+/// The state in which this is exactly what runs.
+fn realised(wanted: &Wanted) -> State {
+    let mut state = State::default();
+    for (app, want) in &wanted.apps {
+        let seen = state.apps.entry(*app).or_default();
+        for (i, (network, one)) in want.networks.iter().enumerate() {
+            let full = labels::object_name("copal", *app, network.as_str());
+            let seen_one = SeenNetwork { hash: one.hash.clone(), id: format!("net{i}"), name: full };
+            seen.networks.insert(network.clone(), vec![seen_one]);
+        }
+        for (volume, one) in &want.volumes {
+            let full = labels::object_name("copal", *app, volume.as_str());
+            seen.volumes.insert(volume.clone(), SeenVolume { hash: one.hash.clone(), name: full });
+        }
+        for (i, service) in want.services.keys().enumerate() {
+            let one = container(want, *app, service, &seen.networks, i);
+            seen.services.insert(service.clone(), vec![one]);
+        }
+    }
+    state
+}
+
+fn container(
+    want: &WantedApp,
+    app: AppId,
+    service: &Name,
+    networks: &BTreeMap<Name, Vec<SeenNetwork>>,
+    i: usize,
+) -> Seen {
+    let one = &want.services[service];
+    Seen {
+        hash: one.hash.clone(),
+        container: Container {
+            id: id(i + 1),
+            name: labels::object_name("copal", app, service.as_str()),
+            image: ImageId(one.image.config_digest.to_string()),
+            labels: BTreeMap::new(),
+            state: RunState::Running,
+            health: Health::None,
+            exit_code: 0,
+            restarts: 0,
+            started_at: "t".into(),
+            grace_s: 10,
+            networks: one.joins.iter().map(|(n, j)| (j.network.clone(), networks[n][0].id.clone())).collect(),
+            shares: one
+                .peers
+                .iter()
+                .map(|peer| id(want.services.keys().position(|s| s == peer).unwrap() + 1))
+                .collect(),
+            privileged: false,
+            unreadable: None,
+        },
+    }
+}
+
+fn with_images(mut state: State, wanted: &Wanted) -> State {
+    for service in wanted.apps.values().flat_map(|a| a.services.values()) {
+        let digest = service.image.config_digest;
+        state.images.insert(digest, ImageId(digest.to_string()));
+    }
+    state
+}
+
+fn text(state: &State, wanted: &Wanted) -> String {
+    plan(state, wanted, &Policy { prefix: "copal".into(), ..Policy::default() }).to_string()
+}
+
+/// From what runs one release to another.
+fn update(from: &TargetFile, to: &TargetFile) -> String {
+    text(&realised(&wanted(from)), &wanted(to))
+}
+
+fn whole(wanted: &Wanted) -> Wanted {
+    let mut out = wanted.clone();
+    for app in out.apps.values_mut() {
+        Arc::make_mut(app).whole = true;
+    }
+    out
+}
+
+fn seen<'a>(state: &'a mut State, service: &str) -> &'a mut Vec<Seen> {
+    state.apps.get_mut(&app()).unwrap().services.get_mut(&name(service)).unwrap()
+}
+
+fn three(web: &str) -> TargetFile {
+    target(
+        json!({
+            "web": [web, {"depends_on": {"db": {"condition": "service_healthy"}}, "ports": [{"target": 80, "published": 80, "protocol": "tcp"}]}],
+            "db": ["db1", {"mounts": {"/data": {"type": "volume", "source": "data"}}, "healthcheck": {"test": ["CMD", "true"]}}],
+            "init": ["init1", {"restart": "no"}],
+        }),
+        json!({"volumes": {"data": {}}}),
+    )
+}
+
+#[test]
+fn install() {
+    insta::assert_snapshot!(text(&State::default(), &wanted(&three("web1"))));
+}
+
+#[test]
+fn install_with_the_images_here_and_the_networks_made() {
+    let want = wanted(&three("web1"));
+    let mut state = with_images(realised(&want), &want);
+    state.apps.get_mut(&app()).unwrap().services.clear();
+    insta::assert_snapshot!(text(&state, &want));
+}
+
+#[test]
+fn what_is_as_wanted_is_left_alone() {
+    let want = wanted(&three("web1"));
+    let mut state = realised(&want);
+    // A one-shot that has ended well stays ended.
+    let init = &mut seen(&mut state, "init")[0].container;
+    (init.state, init.exit_code) = (RunState::Exited, 0);
+    assert_eq!(text(&state, &want), "nothing to do\n");
+    let init = &mut seen(&mut state, "init")[0].container;
+    init.exit_code = 1;
+    assert_eq!(text(&state, &want), "nothing to do\n", "one that failed is judged, not repeated");
+}
+
+#[test]
+fn one_service_changed() {
+    insta::assert_snapshot!(update(&three("web1"), &three("web2")));
+}
+
+#[test]
+fn on_trial_nothing_that_runs_is_touched_before_all_images_are_here() {
+    let from = target(json!({"a": ["a1", {}], "b": ["b1", {}], "gone": ["g", {}]}), json!({}));
+    let to = whole(&wanted(&target(json!({"a": ["a2", {}], "b": ["b2", {}]}), json!({}))));
+    let mut state = realised(&wanted(&from));
+    insta::assert_snapshot!("whole_without_images", text(&state, &to));
+    state = with_images(state, &to);
+    insta::assert_snapshot!("whole_with_images", text(&state, &to));
+}
+
+#[test]
+fn a_service_and_an_app_removed() {
+    let from = target(
+        json!({"a": ["a1", {"networks": {"back": {}}}], "b": ["b1", {}]}),
+        json!({"volumes": {"data": {}}}),
+    );
+    let to = target(json!({"b": ["b1", {}]}), json!({}));
+    insta::assert_snapshot!("service_removed", update(&from, &to));
+    insta::assert_snapshot!("app_removed", text(&realised(&wanted(&from)), &Wanted::default()));
+}
+
+#[test]
+fn a_changed_network_is_made_anew_under_running_containers() {
+    let net = |internal: bool| {
+        target(
+            json!({"a": ["a1", {"networks": {"lan": {}}}]}),
+            json!({"networks": {"lan": {"internal": internal}}}),
+        )
+    };
+    insta::assert_snapshot!("network_changed", update(&net(false), &net(true)));
+    let want = wanted(&net(true));
+    let mut state = realised(&want);
+    seen(&mut state, "a")[0].container.networks.clear();
+    insta::assert_snapshot!("network_joined_again", text(&state, &want));
+}
+
+#[test]
+fn a_stopped_container_of_a_network_that_is_gone_is_made_anew() {
+    let want = wanted(&target(json!({"a": ["a1", {}]}), json!({})));
+    let mut state = with_images(realised(&want), &want);
+    let a = &mut seen(&mut state, "a")[0].container;
+    a.state = RunState::Exited;
+    a.networks.values_mut().for_each(|id| *id = "stale".into());
+    insta::assert_snapshot!(text(&state, &want));
+}
+
+#[test]
+fn a_volume_asked_for_otherwise_keeps_its_data() {
+    let with = |opts: serde_json::Value| {
+        let mount = json!({"mounts": {"/d": {"type": "volume", "source": "data"}}});
+        target(json!({"a": ["a1", mount]}), json!({"volumes": {"data": {"driver_opts": opts}}}))
+    };
+    insta::assert_snapshot!(update(&with(json!({})), &with(json!({"type": "tmpfs"}))));
+}
+
+#[test]
+fn strategies() {
+    let mut all = String::new();
+    for strategy in ["download-then-kill", "kill-then-download", "delete-then-download", "hand-over"] {
+        let spec = json!({"labels": {"io.copal.update.strategy": strategy}});
+        let file = |image: &str| target(json!({"a": [image, spec]}), json!({}));
+        writeln!(all, "{strategy}\n{}", update(&file("a1"), &file("a2"))).unwrap();
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn a_hand_over_that_was_cut_short_is_taken_up() {
+    let spec = json!({"labels": {"io.copal.update.strategy": "hand-over"}});
+    let old = wanted(&target(json!({"a": ["a1", spec]}), json!({})));
+    let new = wanted(&target(json!({"a": ["a2", spec]}), json!({})));
+    let mut state = with_images(realised(&old), &new);
+    let mut next = realised(&new).apps[&app()].services[&name("a")][0].clone();
+    next.container.id = id(9);
+    next.container.name = "copal-00112233.1-a".into();
+    seen(&mut state, "a").push(next);
+    insta::assert_snapshot!(text(&state, &new));
+}
+
+#[test]
+fn of_several_containers_of_a_service_exactly_one_stays() {
+    let want = wanted(&target(json!({"a": ["a1", {}]}), json!({})));
+    let mut state = realised(&want);
+    for (n, running) in [(7, RunState::Running), (8, RunState::Exited)] {
+        let mut twin = seen(&mut state, "a")[0].clone();
+        (twin.container.id, twin.container.name, twin.container.state) =
+            (id(n), format!("twin-{n}"), running);
+        seen(&mut state, "a").push(twin);
+    }
+    insta::assert_snapshot!(text(&state, &want));
+}
+
+#[test]
+fn foreign_holders_of_wanted_names_are_left_alone_and_others_go_on() {
+    let mount = json!({"mounts": {"/d": {"type": "volume", "source": "data"}}});
+    let want = wanted(&target(
+        json!({"a": ["a1", {}], "b": ["b1", {"networks": {"lan": {}}}], "c": ["c1", mount], "d": ["d1", {}]}),
+        json!({}),
+    ));
+    let mut state = with_images(State::default(), &want);
+    state.foreign.containers.insert("copal-00112233-a".into());
+    state.foreign.networks.insert("copal-00112233-lan".into());
+    state.foreign.volumes.insert("copal-00112233-data".into());
+    insta::assert_snapshot!(text(&state, &want));
+}
+
+#[test]
+fn services_that_share_a_namespace_follow_each_other() {
+    let file = |image: &str| {
+        target(json!({"vpn": [image, {}], "app": ["app1", {"network_mode": "service:vpn"}]}), json!({}))
+    };
+    let want = wanted(&file("vpn1"));
+    assert_eq!(text(&realised(&want), &want), "nothing to do\n");
+    insta::assert_snapshot!(update(&file("vpn1"), &file("vpn2")));
+}
+
+#[test]
+fn a_failed_one_shot_fails_what_waits_for_it() {
+    let want = wanted(&target(
+        json!({"web": ["web1", {"depends_on": {"init": {"condition": "service_completed_successfully"}}}], "init": ["i1", {}]}),
+        json!({}),
+    ));
+    let mut state = with_images(realised(&want), &want);
+    state.apps.get_mut(&app()).unwrap().services.remove(&name("web"));
+    let init = &mut seen(&mut state, "init")[0].container;
+    (init.state, init.exit_code) = (RunState::Exited, 3);
+    insta::assert_snapshot!(text(&state, &want));
+}
+
+#[test]
+fn a_container_the_engine_cannot_describe_hides_no_other() {
+    let want = wanted(&target(json!({"a": ["a1", {}], "b": ["b1", {}]}), json!({})));
+    let mut state = realised(&want);
+    seen(&mut state, "a")[0].container.unreadable = Some("500".into());
+    seen(&mut state, "b")[0].container.state = RunState::Exited;
+    insta::assert_snapshot!(text(&state, &want));
+}
+
+#[test]
+fn what_the_steps_lead_to_is_what_was_wanted() {
+    // The order of the JSON's lists and maps does not matter; ports, `restart: "no"` and exposed ports neither.
+    let spec = json!({"ports": [{"target": 81, "protocol": "tcp"}, {"target": 80, "protocol": "tcp"}], "restart": "no",
+        "expose": ["80/tcp", "9000/tcp"]});
+    let want = wanted(&target(json!({"a": ["a1", spec]}), json!({})));
+    assert_eq!(text(&realised(&want), &want), "nothing to do\n");
+}
+
+#[test]
+fn a_state_and_a_target_survive_being_files() {
+    let file = three("web1");
+    let state = realised(&wanted(&file));
+    let state: State = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
+    let file: TargetFile = serde_json::from_str(&serde_json::to_string(&file).unwrap()).unwrap();
+    let init_runs = offline::plan(&cx(), &state, &file).unwrap();
+    assert!(init_runs.is_empty(), "{init_runs}");
+}
