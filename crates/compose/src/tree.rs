@@ -207,6 +207,8 @@ pub(crate) fn read(text: &str, problems: &mut Problems) -> Option<Node> {
             max_merge_keys: MAX_ALIASES,
             max_total_scalar_bytes: 2 * MAX_FILE,
             max_documents: 2,
+            // Many services may share one anchor; the bounds above hold an alias bomb.
+            enforce_alias_anchor_ratio: false,
         },
         alias_limits: serde_saphyr::alias_limits! {
             max_total_replayed_events: MAX_NODES,

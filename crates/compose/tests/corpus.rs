@@ -8,7 +8,7 @@ use std::{
 };
 
 use copal_compose::{Options, Problem, Project, parse};
-use copal_protocol::documents::Policy;
+use copal_protocol::{documents::Policy, spec::ServiceSpec};
 
 fn files(folder: &str) -> Vec<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder);
@@ -49,6 +49,11 @@ fn good_files_become_the_expected_specs() {
         count += 1;
         match read(&path) {
             Ok(project) => {
+                for service in project.services.values() {
+                    // A device reads exactly what was written.
+                    let json = serde_json::to_string(&service.spec).unwrap();
+                    assert_eq!(serde_json::from_str::<ServiceSpec>(&json).unwrap(), service.spec, "{json}");
+                }
                 let mut json = serde_json::to_string_pretty(&project).unwrap();
                 json.push('\n');
                 compare(&path, "json", &json, &mut wrong);

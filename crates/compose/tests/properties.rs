@@ -164,3 +164,28 @@ fn a_dockerfile_alone_is_one_service_called_main() {
         copal_compose::single(copal_compose::BuildSpec { context: ".".to_owned(), ..Default::default() });
     assert_eq!(project.services.keys().map(copal_protocol::ids::Name::as_str).collect::<Vec<_>>(), ["main"]);
 }
+
+#[test]
+fn many_services_may_share_one_anchor() {
+    let services: String =
+        (0..90).map(|i| format!("  s{i}:\n    restart: \"no\"\n    <<: *s\n    logging: *l\n")).collect();
+    let text = format!(
+        "x-l: &l {{driver: local}}\nx-s: &s {{image: a, restart: always, labels: {{a: b}}}}\nservices:\n{services}"
+    );
+    let project = parse(&text, &options()).unwrap();
+    assert_eq!(project.services.len(), 90);
+    for service in project.services.values() {
+        // What stands beside the merge wins, wherever it stands.
+        assert!(
+            service.spec.is_one_shot() && service.spec.logging.is_some() && service.spec.labels.len() == 1
+        );
+    }
+}
+
+#[test]
+fn editors_of_other_systems_change_nothing() {
+    let text = "services:\n  a:\n    image: a\n    command: |\n      one\n      two\n";
+    assert_eq!(bytes(text), bytes(&text.replace('\n', "\r\n")));
+    assert_eq!(bytes(text), bytes(&format!("\u{feff}{text}")));
+    assert_eq!(bytes(text), bytes(&format!("---\n{text}...\n")));
+}
