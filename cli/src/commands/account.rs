@@ -1,0 +1,120 @@
+//! Who we are, what the server is, tokens, the audit log.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::{
+    args::{AuditCommand, TokenCommand},
+    context::Context,
+    failure::Result,
+    http::seg,
+    output::{ago, pairs, scalar, text, when},
+};
+
+pub(super) async fn whoami(ctx: &Context) -> Result<()> {
+    let api = ctx.api()?;
+    let mut me = api.get("show who you are", "/me").await?;
+    me["server"] = json!(api.address());
+    ctx.out.result(&me, || {
+        pairs(&[("email", text(&me, "email")), ("role", text(&me, "role")), ("server", text(&me, "server"))])
+    });
+    Ok(())
+}
+
+pub(super) async fn server(ctx: &Context) -> Result<()> {
+    let api = ctx.api()?;
+    let mut server = api.get("show the server", "/server").await?;
+    server["trusted_by_pins"] = json!(ctx.pins(&api.address())?);
+    let list = |field: &str| {
+        server[field].as_array().into_iter().flatten().map(scalar).collect::<Vec<_>>().join(", ")
+    };
+    ctx.out.result(&server, || {
+        pairs(&[
+            ("url", text(&server, "url")),
+            ("version", text(&server, "version")),
+            ("git", text(&server, "git_base")),
+            ("builder key", text(&server, "builder_key")),
+            ("assign key", text(&server, "assign_key")),
+            ("its pins", list("tls_pins")),
+            (
+                "trusted by",
+                Some(list("trusted_by_pins")).filter(|p| !p.is_empty()).unwrap_or("public CA".to_owned()),
+            ),
+        ])
+    });
+    Ok(())
+}
+
+pub(super) async fn version(ctx: &Context) -> Result<()> {
+    let own = env!("CARGO_PKG_VERSION");
+    let server = match ctx.api() {
+        Ok(api) => api.get("ask the server's version", "/server").await.map(|s| text(&s, "version")).ok(),
+        Err(_) => None,
+    };
+    ctx.out.result(&json!({ "copal": own, "server": server }), || {
+        let server = server.clone().unwrap_or_else(|| "not reached".to_owned());
+        pairs(&[("copal", own.to_owned()), ("server", server)])
+    });
+    Ok(())
+}
+
+pub(super) async fn tokens(ctx: &Context, command: TokenCommand) -> Result<()> {
+    let api = ctx.api()?;
+    match command {
+        TokenCommand::Create { name, scope, for_fleet, expires } => {
+            let mut body = json!({ "name": name, "scope": scope.as_str() });
+            if let Some(fleet) = for_fleet {
+                body["fleet"] = json!(fleet);
+            }
+            if let Some(seconds) = expires {
+                body["expires_in_s"] = json!(seconds);
+            }
+            let made =
+                api.call(&format!("make the token {name}"), Method::POST, "/tokens", Some(&body)).await?;
+            ctx.out.remark("shown once; keep it safe");
+            ctx.out.result(&made, || text(&made, "token"));
+        }
+        TokenCommand::List => {
+            let items = api.all("list the tokens", "/tokens", "").await?;
+            ctx.out.list(&items, &["id", "name", "scope", "fleet", "created", "last used", "expires"], |t| {
+                vec![
+                    text(t, "id"),
+                    text(t, "name"),
+                    text(t, "scope"),
+                    text(t, "fleet"),
+                    ago(&t["created_at"], ctx.now),
+                    ago(&t["last_used_at"], ctx.now),
+                    when(&t["expires_at"]),
+                ]
+            });
+        }
+        TokenCommand::Revoke { token } => {
+            api.call(
+                &format!("revoke the token {token}"),
+                Method::DELETE,
+                &format!("/tokens/{}", seg(&token)),
+                None,
+            )
+            .await?;
+            ctx.out.result(&json!({ "id": token, "revoked": true }), || format!("revoked {token}"));
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn audit(ctx: &Context, command: AuditCommand) -> Result<()> {
+    let AuditCommand::List { limit } = command;
+    let items = ctx.api()?.some("list the audit log", "/audit", "", limit).await?;
+    ctx.out.list(&items, &["at", "who", "from", "verb", "object", "detail"], |row| {
+        let detail = if row["detail"].is_null() { String::new() } else { row["detail"].to_string() };
+        vec![
+            when(&row["at"]),
+            text(row, "who"),
+            text(row, "from"),
+            text(row, "verb"),
+            text(row, "object"),
+            detail,
+        ]
+    });
+    Ok(())
+}

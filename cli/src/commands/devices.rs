@@ -1,0 +1,301 @@
+//! Devices: the file they join with is made here, with the owner's root and a secret the server never sees.
+
+use copal_protocol::{config::DeviceFile, documents::SPEC};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    args::{CardsCommand, DeviceCommand, DeviceConfig},
+    context::Context,
+    failure::{Failure, Kind, Result},
+    home::{Existing, fleets::Introduction, write_private},
+    http::{Api, address, seg, server_url},
+    output::{ago, pairs, scalar, short, table, text, when},
+};
+
+pub(super) async fn run(ctx: &Context, command: DeviceCommand) -> Result<()> {
+    let api = ctx.api()?;
+    match command {
+        DeviceCommand::Config(args) => Box::pin(config(ctx, &api, args)).await,
+        DeviceCommand::List { which, tag } => {
+            let fleet = ctx.fleet(&api, which.as_deref()).await?;
+            let query = tag.map(|tag| format!("&tag={}", seg(&tag))).unwrap_or_default();
+            let path = format!("/fleets/{}/devices", seg(&fleet.slug));
+            let devices = api.all("list the devices", &path, &query).await?;
+            let columns = ["device", "id", "state", "seen", "release", "on target", "why not"];
+            ctx.out.list(&devices, &columns, |d| row(d, ctx.now));
+            Ok(())
+        }
+        DeviceCommand::Show { device } => {
+            let device = ctx.device(&api, &device).await?;
+            ctx.out.result(&device, || human(&device, ctx.now));
+            Ok(())
+        }
+        DeviceCommand::Pin { device, release } => {
+            let found = ctx.device(&api, &device).await?;
+            let release = release_for(ctx, &api, &found, &release).await?;
+            patch(ctx, &api, &found, "pin", &json!({ "pinned_release": release["id"] })).await
+        }
+        DeviceCommand::Unpin { device } => {
+            let found = ctx.device(&api, &device).await?;
+            patch(ctx, &api, &found, "unpin", &json!({ "pinned_release": null })).await
+        }
+        DeviceCommand::Rename { device, name } => {
+            let found = ctx.device(&api, &device).await?;
+            patch(ctx, &api, &found, "rename", &json!({ "name": name })).await
+        }
+        DeviceCommand::Tag { device, tags } => {
+            let tags = parse_tags(&tags)?;
+            let found = ctx.device(&api, &device).await?;
+            patch(ctx, &api, &found, "tag", &json!({ "tags": tags })).await
+        }
+        DeviceCommand::Revoke { device } => {
+            let found = ctx.device(&api, &device).await?;
+            let name = text(&found, "name");
+            ctx.confirm(&format!("Device {name} will be shut out for good. Go on?"))?;
+            act(ctx, &api, &found, "revoke").await
+        }
+        DeviceCommand::Accept { device } => {
+            let found = ctx.device(&api, &device).await?;
+            act(ctx, &api, &found, "accept").await
+        }
+        DeviceCommand::Retry { device } => {
+            let found = ctx.device(&api, &device).await?;
+            act(ctx, &api, &found, "retry").await
+        }
+        DeviceCommand::Events { device, limit } => {
+            let found = ctx.device(&api, &device).await?;
+            let path = format!("/devices/{}/events", seg(&text(&found, "device_id")));
+            let events = api.some("list the events", &path, "", limit).await?;
+            ctx.out.list(&events, &["at", "kind", "code", "message"], |e| {
+                vec![when(&e["at"]), text(e, "kind"), text(e, "code"), text(e, "message")]
+            });
+            Ok(())
+        }
+        DeviceCommand::Cards(command) => cards(ctx, &api, command).await,
+    }
+}
+
+/// A release named on the command line, looked for in the device's own fleet.
+async fn release_for(ctx: &Context, api: &Api, device: &Value, word: &str) -> Result<Value> {
+    let mut globals = ctx.globals.clone();
+    let fleet = text(device, "fleet");
+    if !fleet.is_empty() {
+        globals.fleet = Some(fleet);
+    }
+    let of_fleet = Context { home: ctx.home.clone(), out: ctx.out, globals, now: ctx.now };
+    of_fleet.release(api, word).await
+}
+
+/// `key=value` sets, `key=` removes.
+fn parse_tags(words: &[String]) -> Result<Map<String, Value>> {
+    words
+        .iter()
+        .map(|word| match word.split_once('=') {
+            Some((key, "")) if !key.is_empty() => Ok((key.to_owned(), Value::Null)),
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), json!(value))),
+            _ => Err(Failure::usage(format!("use the tag {word:?}"), "key=value sets, key= removes")),
+        })
+        .collect()
+}
+
+async fn patch(ctx: &Context, api: &Api, device: &Value, verb: &str, body: &Value) -> Result<()> {
+    let id = text(device, "device_id");
+    let what = format!("{verb} device {}", text(device, "name"));
+    let changed = api.call(&what, Method::PATCH, &format!("/devices/{}", seg(&id)), Some(body)).await?;
+    ctx.out.result(&changed, || human(&changed, ctx.now));
+    Ok(())
+}
+
+async fn act(ctx: &Context, api: &Api, device: &Value, verb: &str) -> Result<()> {
+    let (id, name) = (text(device, "device_id"), text(device, "name"));
+    let what = format!("{verb} device {name}");
+    let answer = api.call(&what, Method::POST, &format!("/devices/{}/{verb}", seg(&id)), None).await?;
+    let value = if answer.is_object() { answer } else { json!({ "device_id": id, "name": name }) };
+    ctx.out.result(&value, || format!("{verb}: {name} ({})", short(&id)));
+    Ok(())
+}
+
+/// Why a device is not on target, in one sentence.
+pub(super) fn reason(device: &Value) -> String {
+    let reason = &device["reason"];
+    let (code, message) = (text(reason, "code"), text(reason, "message"));
+    match (code.is_empty(), message.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => code,
+        (false, false) => format!("{code}: {message}"),
+    }
+}
+
+/// The release a device has committed, as people call it.
+pub(super) fn release_word(device: &Value) -> String {
+    let of = &device["committed_release"];
+    short(&if of.is_object() { text(of, "version") } else { scalar(of) })
+}
+
+pub(super) fn row(device: &Value, now: u64) -> Vec<String> {
+    let seen = if device["online"] == true { "online".to_owned() } else { ago(&device["last_seen"], now) };
+    let state = text(device, "state");
+    vec![
+        text(device, "name"),
+        short(&text(device, "device_id")),
+        state,
+        seen,
+        release_word(device),
+        text(device, "on_target"),
+        reason(device),
+    ]
+}
+
+fn human(device: &Value, now: u64) -> String {
+    let tags = device["tags"].as_object().into_iter().flatten();
+    let tags: Vec<String> = tags.map(|(key, value)| format!("{key}={}", scalar(value))).collect();
+    let target = &device["target"];
+    let mut out = pairs(&[
+        ("device", text(device, "name")),
+        ("id", text(device, "device_id")),
+        ("fleet", text(device, "fleet")),
+        ("state", text(device, "state")),
+        ("seen", if device["online"] == true { "online".to_owned() } else { ago(&device["last_seen"], now) }),
+        ("type", format!("{}, {}", text(device, "device_type"), text(device, "arch"))),
+        ("agent", text(device, "agent_version")),
+        ("system", text(device, "os_version")),
+        ("tags", tags.join(", ")),
+        ("root", format!("{} {}", text(device, "root_version"), text(device, "lock"))),
+        ("pinned to", short(&text(device, "pinned_release"))),
+        ("target", format!("{} {}", short(&text(target, "release")), text(target, "version"))),
+        ("committed", release_word(device)),
+        ("on target", text(device, "on_target")),
+        ("why not", reason(device)),
+    ]);
+    let apps = device["running"].as_object().into_iter().flatten();
+    let services = apps.flat_map(|(_, services)| services.as_object().into_iter().flatten());
+    let rows: Vec<Vec<String>> = services
+        .map(|(name, s)| {
+            let digest = text(s, "config_digest");
+            let image = short(digest.trim_start_matches("sha256:"));
+            vec![name.clone(), text(s, "state"), text(s, "restarts"), text(s, "exit_code"), image]
+        })
+        .collect();
+    if !rows.is_empty() {
+        out.push('\n');
+        out.push_str(&table(&["service", "state", "restarts", "exit code", "image"], rows.into_iter()));
+    }
+    let tail = device["reason"]["log_tail"].as_array().into_iter().flatten().map(scalar);
+    let tail: Vec<String> = tail.map(|line| format!("  {}", crate::output::safe(&line))).collect();
+    if !tail.is_empty() {
+        out.push_str(&format!("\n\nlast lines\n{}", tail.join("\n")));
+    }
+    out
+}
+
+/// Makes a `copal.json`. The order matters: the secret is on this disk before the token exists, and the token before
+/// the file, so that whatever stops it in between leaves nothing that is half trusted.
+async fn config(ctx: &Context, api: &Api, args: DeviceConfig) -> Result<()> {
+    let fleet = ctx.fleet(api, args.which.as_deref()).await?;
+    let what = format!("make a copal.json for fleet {}", fleet.slug);
+    let (record, chain) = Box::pin(ctx.chain(api, &fleet)).await?;
+    copal_protocol::verify::root_in_time(&chain.newest, ctx.now)
+        .map_err(|e| Failure::verify(&what, &e).next("copal root renew"))?;
+    let to_stdout = args.out.as_os_str() == "-";
+    if !to_stdout && !args.force && args.out.exists() {
+        return Err(
+            Failure::local(what, format!("{} is there already", args.out.display())).next("add --force")
+        );
+    }
+    let server = api.address();
+    let cloud_url = match &args.cloud_url {
+        Some(url) => address(&server_url(url)?),
+        None => server.clone(),
+    };
+    let introduction = Introduction::generate(record.fleet_id, args.name.clone(), ctx.now)?;
+    let mut body = json!({ "uses": args.uses, "expires_in_s": args.expires });
+    if let Some(name) = &args.name {
+        body["name"] = json!(name);
+    }
+    ctx.home.save_introduction(&introduction)?;
+    let path = format!("/fleets/{}/enrolment-tokens", seg(&fleet.slug));
+    let made = match api.call(&what, Method::POST, &path, Some(&body)).await {
+        Ok(made) => made,
+        Err(failure) => {
+            ctx.home.forget_introduction(&introduction.id)?;
+            return Err(failure);
+        }
+    };
+    let token = text(&made, "token");
+    if copal_protocol::enrol::split_token(&token).is_none() {
+        return Err(Failure::new(
+            Kind::Network,
+            "answer_not_understood",
+            what,
+            "no enrolment token came back",
+        ));
+    }
+    let file = DeviceFile {
+        spec: SPEC,
+        fleet_id: record.fleet_id,
+        cloud_url: cloud_url.clone(),
+        tls_pins: ctx.pins(&server)?,
+        root: serde_json::from_slice(&chain.last().to_bytes()).map_err(|e| Failure::local(&what, e))?,
+        enrolment_token: token,
+        device_type: text(&fleet.value, "device_type"),
+        name: args.name.clone(),
+        introduction: Some(introduction.token()),
+    };
+    let bytes = serde_json::to_vec_pretty(&file).map_err(|e| Failure::local(&what, e))?;
+    if to_stdout {
+        ctx.out.line(&String::from_utf8_lossy(&bytes));
+        return Ok(());
+    }
+    let existing = if args.force { Existing::Replace } else { Existing::Keep };
+    write_private(&args.out, &bytes, existing)?;
+    let result = json!({
+        "file": args.out, "fleet": fleet.slug, "cloud_url": cloud_url, "root_version": chain.newest.version,
+        "uses": args.uses, "expires_at": made["expires_at"], "introduction_id": introduction.id,
+        "enrolment_token_id": made["id"],
+    });
+    ctx.out.result(&result, || {
+        pairs(&[
+            ("wrote", args.out.display().to_string()),
+            ("fleet", format!("{}, root {}", fleet.slug, chain.newest.version)),
+            ("server", cloud_url.clone()),
+            ("good for", format!("{} device(s), until {}", args.uses, when(&made["expires_at"]))),
+        ])
+    });
+    ctx.out.remark("next: put it on the device as /etc/copal/copal.json (mode 600) and start copal-agent");
+    if cloud_url.starts_with("http://") {
+        ctx.out.remark("this address is loopback: only an agent on this machine can use it");
+    }
+    Ok(())
+}
+
+async fn cards(ctx: &Context, api: &Api, command: CardsCommand) -> Result<()> {
+    match command {
+        CardsCommand::List => {
+            let fleet = ctx.fleet(api, None).await?;
+            let cards: Vec<Value> = ctx
+                .home
+                .introductions(fleet.fleet_id)?
+                .into_iter()
+                .map(|card| {
+                    json!({
+                        "id": card.id, "name": card.name, "created_at": card.created_at,
+                        "devices_proven": card.keys_seen.len(),
+                    })
+                })
+                .collect();
+            ctx.out.list(&cards, &["card", "name", "made", "devices proven"], |c| {
+                vec![text(c, "id"), text(c, "name"), when(&c["created_at"]), text(c, "devices_proven")]
+            });
+        }
+        CardsCommand::Forget { card } => {
+            ctx.confirm("A device of this card can never prove a lock again. Go on?")?;
+            if !ctx.home.forget_introduction(&card)? {
+                return Err(Failure::not_found(format!("forget card {card}"), "no such card was made here")
+                    .next("copal device cards list"));
+            }
+            ctx.out.result(&json!({ "id": card, "forgotten": true }), || format!("forgot card {card}"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Keys on this machine. Private keys are written once, shown never.
+
+use copal_protocol::documents::Role;
+use serde_json::json;
+
+use super::login::host_name;
+use crate::{
+    args::KeysCommand,
+    context::{Context, passphrase_of, read_secret},
+    failure::{Failure, Result},
+    home::{
+        Existing,
+        keyfile::KeyFile,
+        keys::{SetInfo, StoredKey, generate, open_key_file},
+        write_private,
+    },
+    output::{short, text},
+};
+
+pub(super) fn run(ctx: &Context, command: KeysCommand) -> Result<()> {
+    match command {
+        KeysCommand::Init { set, count, threshold, label, passphrase } => {
+            init(ctx, &set, count, threshold, label, passphrase)
+        }
+        KeysCommand::Show { set } => show(ctx, set),
+        KeysCommand::Export { key, set, out } => {
+            let mut found = ctx.home.load_keys(&set, None, &mut passphrase_of)?;
+            found.retain(|k| k.file.key.public().id().to_string().starts_with(&key));
+            let what = format!("export the key {key}");
+            let Some(stored) = found.pop().filter(|_| found.is_empty() && key.len() >= 4) else {
+                return Err(Failure::not_found(what, format!("not exactly one key of set {set} begins so"))
+                    .next("copal keys show"));
+            };
+            // As it is stored: a protected key stays protected.
+            let bytes = zeroize::Zeroizing::new(crate::home::read_private(&stored.path)?.unwrap_or_default());
+            write_private(&out, &bytes, Existing::Keep)?;
+            ctx.out.remark("this file is a private key: whoever has it can sign as you");
+            ctx.out.result(&key_json(&set, &stored), || format!("wrote {}", out.display()));
+            Ok(())
+        }
+        KeysCommand::Import { file, set } => {
+            let (key, file_text) = open_key_file(&file, &mut passphrase_of)?;
+            let id = key.key.public().id();
+            let known = ctx.home.load_keys(&set, Some(key.role), &mut passphrase_of)?;
+            if known.iter().any(|k| k.file.key.public().id() == id) {
+                return Err(Failure::local(
+                    format!("import the key {id}"),
+                    format!("set {set} has it already"),
+                ));
+            }
+            let path = ctx.home.add_key_text(&set, &key, &file_text)?;
+            let stored = StoredKey { path, file: key };
+            ctx.out.result(&key_json(&set, &stored), || {
+                format!("added {} as {}", short(&id.to_string()), stored.path.display())
+            });
+            Ok(())
+        }
+    }
+}
+
+fn init(
+    ctx: &Context,
+    set: &str,
+    count: u32,
+    threshold: u32,
+    label: Option<String>,
+    passphrase: bool,
+) -> Result<()> {
+    let what = format!("make the key set {set}");
+    if threshold > count {
+        return Err(
+            Failure::usage(what, format!("{threshold} of {count} keys cannot sign")).next("raise --count")
+        );
+    }
+    if let Some(path) = ctx.home.key_paths(set)?.first() {
+        return Err(Failure::local(
+            what,
+            format!("{} is there already; keys are never overwritten", path.display()),
+        )
+        .next("use the keys there are (copal keys show), or another set (--set NAME)"));
+    }
+    let label = label.unwrap_or_else(|| {
+        let user = std::env::var("USER").unwrap_or_else(|_| "owner".to_owned());
+        format!("{user}@{}", host_name())
+    });
+    let passphrase = if passphrase { Some(new_passphrase(ctx)?) } else { None };
+    let mut made = Vec::new();
+    for role in std::iter::repeat_n(Role::Root, count as usize).chain([Role::Release]) {
+        let file = generate(role, &label)?;
+        let path = ctx.home.add_key(set, &file, passphrase.as_ref().map(|p| p.as_str()))?;
+        made.push(StoredKey { path, file });
+    }
+    ctx.home.save_set_info(set, &SetInfo { root_threshold: threshold, release_threshold: 1 })?;
+    print(ctx, made.iter().map(|key| key_json(set, key)).collect());
+    ctx.out.remark(
+        "back these files up where the server cannot reach: without the root key nobody can ever change the fleet's rules",
+    );
+    ctx.out.remark("next: copal fleet create NAME --device-type TYPE --arch ARCH");
+    Ok(())
+}
+
+fn new_passphrase(ctx: &Context) -> Result<zeroize::Zeroizing<String>> {
+    let where_ = ctx.home.path("keys");
+    let first = passphrase_of(&where_)?;
+    if std::env::var_os("COPAL_KEY_PASSPHRASE_FILE").is_none()
+        && *read_secret("the passphrase again")? != *first
+    {
+        return Err(Failure::usage("protect the keys", "the two passphrases differ"));
+    }
+    Ok(first)
+}
+
+fn show(ctx: &Context, set: Option<String>) -> Result<()> {
+    let sets = match set {
+        Some(set) => vec![set],
+        None => {
+            let entries = std::fs::read_dir(ctx.home.path("keys"));
+            let names = entries.into_iter().flatten().filter_map(|e| e.ok()?.file_name().into_string().ok());
+            let mut sets: Vec<String> = names.collect();
+            sets.sort();
+            sets
+        }
+    };
+    let mut keys = Vec::new();
+    for set in sets {
+        for key in ctx.home.load_keys(&set, None, &mut passphrase_of)? {
+            keys.push(key_json(&set, &key));
+        }
+    }
+    print(ctx, keys);
+    Ok(())
+}
+
+fn print(ctx: &Context, keys: Vec<serde_json::Value>) {
+    ctx.out.list(&keys, &["set", "role", "keyid", "public key", "label", "file"], |key| {
+        let keyid = short(&text(key, "keyid"));
+        vec![
+            text(key, "set"),
+            text(key, "role"),
+            keyid,
+            text(key, "public_key"),
+            text(key, "label"),
+            text(key, "file"),
+        ]
+    });
+}
+
+fn key_json(set: &str, key: &StoredKey) -> serde_json::Value {
+    let KeyFile { role, label, key: private } = &key.file;
+    let public = private.public();
+    json!({
+        "set": set, "role": role.as_str(), "keyid": public.id().to_string(),
+        "public_key": public.to_string(), "label": label, "file": key.path,
+    })
+}

@@ -1,0 +1,285 @@
+//! Releases: listed, deployed, and signed by the owner after a look at what is in them.
+
+use std::time::Duration;
+
+use copal_protocol::{
+    documents::{BuildRecord, Document as _, Release, ReleaseMode, Role},
+    ids::Sha256Hex,
+};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+use super::{devices::reason, fleets::short_id};
+use crate::{
+    args::{Deploy, ReleaseCommand},
+    context::{Context, passphrase_of},
+    failure::{Failure, Kind, Result},
+    http::{Api, seg},
+    inspect::{self, Signable},
+    output::{ago, bytes, pairs, short, table, text, when},
+};
+
+pub(super) async fn run(ctx: &Context, command: ReleaseCommand) -> Result<()> {
+    let api = ctx.api()?;
+    match command {
+        ReleaseCommand::List { which, limit } => {
+            let fleet = ctx.fleet(&api, which.as_deref()).await?;
+            let path = format!("/fleets/{}/releases", seg(&fleet.slug));
+            let releases = api.some("list the releases", &path, "", limit).await?;
+            let columns = ["release", "version", "status", "commit", "made", "size", "devices", "note"];
+            ctx.out.list(&releases, &columns, |r| {
+                vec![
+                    short(&text(r, "id")),
+                    text(r, "version"),
+                    text(r, "status"),
+                    short(&text(r, "commit")),
+                    ago(&r["created_at"], ctx.now),
+                    r["size"].as_u64().map(bytes).unwrap_or_default(),
+                    text(r, "devices_on"),
+                    text(r, "note"),
+                ]
+            });
+            Ok(())
+        }
+        ReleaseCommand::Show { release } => {
+            let release = ctx.release(&api, &release).await?;
+            ctx.out.result(&release, || human(&release));
+            Ok(())
+        }
+        ReleaseCommand::Deploy(args) => Box::pin(deploy(ctx, &api, args)).await,
+        ReleaseCommand::Sign { release, no_build_record } => {
+            Box::pin(sign(ctx, &api, &release, no_build_record)).await
+        }
+        ReleaseCommand::Invalidate { release, undo } => {
+            patch(ctx, &api, &release, "invalidate", &json!({ "invalidated": !undo })).await
+        }
+        ReleaseCommand::Note { release, note } => {
+            patch(ctx, &api, &release, "note", &json!({ "note": note })).await
+        }
+        ReleaseCommand::Finalize { release } => {
+            patch(ctx, &api, &release, "finalize", &json!({ "final": true })).await
+        }
+    }
+}
+
+async fn patch(ctx: &Context, api: &Api, word: &str, verb: &str, body: &Value) -> Result<()> {
+    let id = text(&ctx.release(api, word).await?, "id");
+    let what = format!("{verb} release {word}");
+    let changed = api.call(&what, Method::PATCH, &format!("/releases/{}", seg(&id)), Some(body)).await?;
+    ctx.out.result(&changed, || human(&changed));
+    Ok(())
+}
+
+fn human(release: &Value) -> String {
+    let signed = release["signed_by"].as_array().into_iter().flatten();
+    let signed: Vec<String> =
+        signed.map(|s| format!("{} {}", text(s, "role"), short(&text(s, "keyid")))).collect();
+    let mut out = pairs(&[
+        ("release", text(release, "id")),
+        ("version", text(release, "version")),
+        ("fleet", text(release, "fleet")),
+        ("status", text(release, "status")),
+        ("counter", text(release, "counter")),
+        ("commit", format!("{} {}", text(release, "commit"), text(release, "branch"))),
+        ("made", when(&release["created_at"])),
+        ("size", release["size"].as_u64().map(bytes).unwrap_or_default()),
+        ("signed by", signed.join(", ")),
+        ("devices on it", text(release, "devices_on")),
+        ("note", text(release, "note")),
+    ]);
+    let services = release["services"].as_object().into_iter().flatten();
+    let rows: Vec<Vec<String>> = services
+        .map(|(name, s)| {
+            let digest = text(s, "config_digest");
+            let size = s["size"].as_u64().map(bytes).unwrap_or_default();
+            vec![name.clone(), short(digest.trim_start_matches("sha256:")), size]
+        })
+        .collect();
+    if !rows.is_empty() {
+        out.push('\n');
+        out.push_str(&table(&["service", "image", "size"], rows.into_iter()));
+    }
+    out
+}
+
+async fn deploy(ctx: &Context, api: &Api, args: Deploy) -> Result<()> {
+    let what = format!("deploy {}", args.release);
+    let (fleet, release) = if args.release == "latest" {
+        (ctx.fleet(api, None).await?.slug, "latest".to_owned())
+    } else {
+        let release = ctx.release(api, &args.release).await?;
+        let slug = text(&release, "fleet");
+        if let Some(meant) = &ctx.globals.fleet
+            && *meant != slug
+        {
+            return Err(Failure::usage(what, format!("it is a release of fleet {slug}, not of {meant}")));
+        }
+        (slug, text(&release, "id"))
+    };
+    let mut body = json!({ "release": release });
+    if args.dry_run {
+        body["dry_run"] = json!(true);
+    }
+    let mut ids = Vec::new();
+    for word in &args.device {
+        ids.push(text(&ctx.device(api, word).await?, "device_id"));
+    }
+    if !ids.is_empty() {
+        body["devices"] = json!(ids);
+    }
+    if let Some(tag) = &args.tag {
+        let (key, value) = tag.split_once('=').ok_or_else(|| Failure::usage(&what, "a tag is key=value"))?;
+        body["tag"] = json!({ key: value });
+    }
+    let path = format!("/fleets/{}/deploy", seg(&fleet));
+    let answer = api.call(&what, Method::POST, &path, Some(&body)).await?;
+    let count = text(&answer, "devices");
+    ctx.out.result(&answer, || {
+        let verb = if args.dry_run { "would be told" } else { "are told" };
+        format!("{count} device(s) {verb} to run {}", short(&release))
+    });
+    if !args.wait || args.dry_run {
+        return Ok(());
+    }
+    let tag = args.tag.as_deref();
+    Box::pin(wait(ctx, api, &fleet, &release, &ids, tag, Duration::from_secs(args.timeout))).await
+}
+
+/// Reasons after which a device does not try by itself any more.
+const FINAL_REASONS: &[&str] = &["rolled_back", "parked", "conflict"];
+
+/// Waits until the devices run what they were told. A device that gave up ends it.
+async fn wait(
+    ctx: &Context,
+    api: &Api,
+    fleet: &str,
+    release: &str,
+    ids: &[String],
+    tag: Option<&str>,
+    limit: Duration,
+) -> Result<()> {
+    let what = format!("deploy {}", short(release));
+    let deadline = tokio::time::Instant::now() + limit;
+    let query = tag.map(|tag| format!("&tag={}", seg(tag))).unwrap_or_default();
+    loop {
+        let devices = api.all(&what, &format!("/fleets/{}/devices", seg(fleet)), &query).await?;
+        let told: Vec<&Value> = devices
+            .iter()
+            .filter(|d| ids.is_empty() || ids.contains(&text(d, "device_id")))
+            .filter(|d| !matches!(text(d, "state").as_str(), "revoked" | "rejected" | "pending"))
+            // A device pinned elsewhere is not moved by its fleet.
+            .filter(|d| release == "latest" || target_of(d).is_empty() || target_of(d) == release)
+            .collect();
+        let missing: Vec<&&Value> = told.iter().filter(|d| d["on_target"] != true).collect();
+        if missing.is_empty() {
+            ctx.out.remark(format!("{} device(s) run it", told.len()));
+            return Ok(());
+        }
+        let gave_up = missing.iter().find(|d| {
+            let code = text(&d["reason"], "code");
+            FINAL_REASONS.contains(&code.as_str()) || code.starts_with("E_")
+        });
+        if let Some(device) = gave_up {
+            let why = format!("device {} gave up: {}", text(device, "name"), reason(device));
+            return Err(Failure::new(Kind::Failure, "device_failed", what, why)
+                .next(format!("copal device show {}", text(device, "name"))));
+        }
+        if tokio::time::Instant::now() >= deadline {
+            let first =
+                missing.first().map(|d| format!("{}: {}", text(d, "name"), reason(d))).unwrap_or_default();
+            let why = format!("{} of {} device(s) are not there yet ({first})", missing.len(), told.len());
+            return Err(Failure::new(Kind::Timeout, "not_on_target", what, why).next("copal status"));
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
+fn target_of(device: &Value) -> String {
+    text(&device["target"], "release")
+}
+
+async fn sign(ctx: &Context, api: &Api, word: &str, no_build_record: bool) -> Result<()> {
+    let what = format!("sign release {word}");
+    let shown = ctx.release(api, word).await?;
+    let id: Sha256Hex = text(&shown, "id").parse().map_err(|e| Failure::trust("E_RELEASE_HASH", &what, e))?;
+    let fleet = ctx.fleet(api, Some(&text(&shown, "fleet"))).await?;
+    let (record, chain) = Box::pin(ctx.chain(api, &fleet)).await?;
+    let envelope = api.bytes(&what, &format!("/releases/{id}/envelope"), Release::MAX_BYTES).await?;
+    let path = format!("/releases/{id}/build-record");
+    let built = api.maybe_bytes(&what, &path, BuildRecord::MAX_BYTES).await?.filter(|b| !b.is_empty());
+    let signable = inspect::check(&chain.newest, record.app_id, id, &envelope, built.as_deref())
+        .map_err(|e| Failure::verify(&what, &e).next("nothing was signed"))?;
+    if signable.record.is_none() && !no_build_record {
+        return Err(Failure::trust("build_record_missing", what, "the release names no build record")
+            .next("sign it anyway with --no-build-record, if you know where it comes from"));
+    }
+    let keys = ctx.home.load_keys(&record.keys, Some(Role::Release), &mut passphrase_of)?;
+    let listed = chain.newest.roles.get(&Role::Release).map(|role| role.keyids.clone()).unwrap_or_default();
+    let keys: Vec<_> = keys.iter().filter(|k| listed.contains(&k.file.key.public().id())).collect();
+    if keys.is_empty() {
+        let why = format!("no release key of this machine is listed in root {}", chain.newest.version);
+        return Err(Failure::trust("E_SIG_UNKNOWN_KEY", what, why)
+            .next("on the machine with a root key: copal root add-key release PUBLIC (copal keys show)"));
+    }
+    ctx.out.remark(contents(&signable));
+    if chain.newest.policy.release_mode == ReleaseMode::Builder {
+        ctx.out.remark("this fleet's root asks for no signature of yours: the builder's alone makes it run");
+    }
+    ctx.confirm("Sign this release?")?;
+    let mut signed = signable.envelope;
+    for key in &keys {
+        signed.add_signature(&key.file.key);
+    }
+    let path = format!("/releases/{id}/signatures");
+    let answer = api.put_document(&what, Method::POST, &path, signed.to_bytes()).await?;
+    ctx.out.result(&answer, || {
+        let by: Vec<String> = keys.iter().map(|k| short_id(&k.file.key.public().id())).collect();
+        format!(
+            "signed {} with {}; it is {} now",
+            short(&id.to_string()),
+            by.join(", "),
+            text(&answer, "status")
+        )
+    });
+    Ok(())
+}
+
+/// What is about to be signed.
+fn contents(signable: &Signable) -> String {
+    let release = &signable.release;
+    let mut rows = Vec::new();
+    for (name, service) in &release.services {
+        for (platform, image) in &service.images {
+            let env: Map<String, Value> =
+                service.spec.environment.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+            let command = service.spec.command.as_ref().map(|c| c.join(" ")).unwrap_or_default();
+            let remarkable = inspect::remarkable(&service.spec).join(", ");
+            rows.push(vec![
+                name.to_string(),
+                platform.clone(),
+                image.config_digest.to_string(),
+                bytes(image.size),
+                command,
+                env.len().to_string(),
+                service.overridable_env.iter().cloned().collect::<Vec<_>>().join(" "),
+                remarkable,
+            ]);
+        }
+    }
+    let built = match &signable.record {
+        Some(record) => {
+            format!("from {} by {} on {}", record.source, record.builder, when(&json!(record.finished_at)))
+        }
+        None => "no build record".to_owned(),
+    };
+    let head = pairs(&[
+        ("version", release.version.to_string()),
+        ("counter", release.counter.to_string()),
+        ("commit", release.commit.clone()),
+        ("built", built),
+        ("rollback floor", release.rollback_floor.to_string()),
+    ]);
+    let columns =
+        ["service", "platform", "image", "size", "command", "env", "overridable", "asks of the host"];
+    format!("{head}{}", table(&columns, rows.into_iter()))
+}
