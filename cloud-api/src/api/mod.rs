@@ -5,7 +5,11 @@
 //! [`crate::error::Problem`]. Never here: SQL of another room's tables beyond counting, signing, building.
 
 pub mod audit;
+pub mod deploy;
+pub mod device_views;
+pub mod devices;
 pub mod enrolment_tokens;
+pub mod events;
 mod extract;
 pub mod fleets;
 pub mod health;
@@ -13,6 +17,7 @@ pub mod me;
 pub mod metrics;
 pub mod openapi;
 mod paging;
+pub mod releases;
 pub mod roots;
 pub mod server;
 pub mod session;
@@ -20,6 +25,7 @@ pub mod setup;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
+pub mod variables;
 
 pub use extract::{Json, Path, Query, Raw};
 pub use paging::{Page, Paging};
@@ -40,4 +46,9 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(fleets::router())
         .merge(roots::router())
         .merge(enrolment_tokens::router())
+        .merge(devices::router())
+        .merge(releases::router())
+        .merge(deploy::router())
+        .merge(variables::router())
+        .merge(events::router())
 }

@@ -24,6 +24,7 @@ use crate::{
     auth::{Act, Caller},
     bus::Event,
     error::{Problem, Result},
+    rollouts,
     store::fleets,
 };
 
@@ -93,6 +94,10 @@ pub(crate) async fn upload(
     tx.commit().await?;
     let version = root.version;
     app.roots.put(fleet.fleet_id, Arc::new(root));
+    // The Root stands, whatever becomes of this: assignments are looked at again at each start and each change.
+    if let Err(problem) = rollouts::follow_latest(&app, fleet.fleet_id).await {
+        tracing::error!(%problem, fleet = slug, "bringing assignments up to date after a new Root");
+    }
     app.bus.publish(Event::Fleet { fleet_id: fleet.fleet_id.to_string(), id: slug });
     Ok(Json(Uploaded { version }))
 }

@@ -1,8 +1,11 @@
 //! What happens to a release after it was built. Its document never changes; its status and signatures do.
 
+use std::collections::BTreeSet;
+
 use copal_protocol::{
     documents::{Release, ReleaseMode, Role},
     envelope::{Envelope, pae},
+    verify,
 };
 use serde_json::json;
 
@@ -132,9 +135,10 @@ pub async fn add_signatures(app: &App, caller: &Caller, id: &str, bytes: &[u8]) 
             "The signed bytes are not this release's. Sign what `copal release show --envelope` gives.",
         ));
     }
-    let mut added = Vec::new();
+    let mut added = BTreeSet::new();
     let message = pae(offered.payload_type(), offered.payload());
-    for signature in offered.signatures().iter().filter(|s| !envelope.signatures().contains(s)) {
+    let have = verify::signers(&root, &envelope);
+    for signature in offered.signatures().iter().filter(|s| !have.contains_key(&s.keyid)) {
         let refuse = |code: &'static str, why: &str| {
             Problem::invalid(code, format!("The signature of key {} {why}.", signature.keyid))
         };
@@ -149,7 +153,7 @@ pub async fn add_signatures(app: &App, caller: &Caller, id: &str, bytes: &[u8]) 
         if !key.public.verifies(&message, &signature.sig) {
             return Err(refuse("E_SIG_INVALID", "is not right"));
         }
-        added.push(signature.keyid.to_string());
+        added.insert(signature.keyid.to_string());
     }
     if offered.signatures().is_empty() {
         return Err(Problem::invalid("E_SIG_MISSING", "The envelope has no signature."));
@@ -157,7 +161,12 @@ pub async fn add_signatures(app: &App, caller: &Caller, id: &str, bytes: &[u8]) 
     if added.is_empty() {
         return row.status();
     }
-    copal_protocol::verify::merge_signatures(&root, &mut envelope, &offered);
+    if verify::merge_signatures(&root, &mut envelope, &offered) != added.len() {
+        return Err(Problem::invalid(
+            "E_ENVELOPE",
+            "The release has as many signatures as an envelope may carry.",
+        ));
+    }
     let bytes = envelope.to_bytes();
     // Read again as a device will: signatures have a bound too.
     let envelope =

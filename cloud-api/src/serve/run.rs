@@ -13,6 +13,7 @@ use super::listener;
 use crate::{
     api::setup,
     app::{self, App},
+    devices,
     settings::{self, Checked},
     tls::Terminator,
 };
@@ -63,6 +64,7 @@ pub async fn run(checked: Checked) -> anyhow::Result<()> {
     config.tls_pins = terminator.as_ref().map(|t| t.pins.clone()).unwrap_or_default();
     let app = app::open(config).await?;
 
+    let presence = tokio::spawn(devices::run(app.clone()));
     let capacity = listener::capacity();
     let router = super::router(app.clone());
     let server =
@@ -81,6 +83,7 @@ pub async fn run(checked: Checked) -> anyhow::Result<()> {
     app.stopping.cancel();
     let _ = fs::remove_file(&told);
     server.await.context("the listener")?;
+    presence.await.context("writing down which devices were seen")?;
     close(&app).await;
     drop(lock);
     tracing::info!("stopped");
