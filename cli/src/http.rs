@@ -126,8 +126,7 @@ impl Api {
         address(&self.base)
     }
 
-    /// A request below `/api/v1`. `what` is said when it fails: "list the fleets".
-    #[must_use]
+    /// A request below `/api/v1`, for [`Self::send`].
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.client.request(method, format!("{}/api/v1{path}", self.address()));
         match &self.token {
@@ -136,7 +135,7 @@ impl Api {
         }
     }
 
-    /// Sends a request and gives the answer where it is a good one.
+    /// Sends a request and gives the answer where it is a good one. `what` is said when it fails: "list the fleets".
     ///
     /// # Errors
     /// A refusal of the server, or no answer.

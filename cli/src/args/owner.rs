@@ -227,7 +227,7 @@ pub struct PolicyArgs {
 #[derive(Debug, Subcommand)]
 pub enum FleetCommand {
     /// Make a fleet, and sign its first root with the keys of this machine
-    Create(FleetCreate),
+    Create(Box<FleetCreate>),
     /// List the fleets
     List,
     /// Show a fleet

@@ -133,9 +133,15 @@ pub(super) fn release_word(device: &Value) -> String {
     short(&if of.is_object() { text(of, "version") } else { scalar(of) })
 }
 
+/// Where a device stands; a suspected clone waits for `copal device accept`.
+fn state_word(device: &Value) -> String {
+    let clone = if device["clone_suspected"] == true { ", clone suspected" } else { "" };
+    format!("{}{clone}", text(device, "state"))
+}
+
 pub(super) fn row(device: &Value, now: u64) -> Vec<String> {
     let seen = if device["online"] == true { "online".to_owned() } else { ago(&device["last_seen"], now) };
-    let state = text(device, "state");
+    let state = state_word(device);
     vec![
         text(device, "name"),
         short(&text(device, "device_id")),
@@ -155,7 +161,7 @@ fn human(device: &Value, now: u64) -> String {
         ("device", text(device, "name")),
         ("id", text(device, "device_id")),
         ("fleet", text(device, "fleet")),
-        ("state", text(device, "state")),
+        ("state", state_word(device)),
         ("seen", if device["online"] == true { "online".to_owned() } else { ago(&device["last_seen"], now) }),
         ("type", format!("{}, {}", text(device, "device_type"), text(device, "arch"))),
         ("agent", text(device, "agent_version")),

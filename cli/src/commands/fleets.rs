@@ -21,7 +21,7 @@ use crate::{
 
 pub(super) async fn run(ctx: &Context, command: FleetCommand) -> Result<()> {
     match command {
-        FleetCommand::Create(args) => Box::pin(create(ctx, args)).await,
+        FleetCommand::Create(args) => Box::pin(create(ctx, *args)).await,
         FleetCommand::List => {
             let fleets = ctx.api()?.all("list the fleets", "/fleets", "").await?;
             let columns =

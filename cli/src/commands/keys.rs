@@ -91,7 +91,7 @@ fn init(
         made.push(StoredKey { path, file });
     }
     ctx.home.save_set_info(set, &SetInfo { root_threshold: threshold, release_threshold: 1 })?;
-    print(ctx, made.iter().map(|key| key_json(set, key)).collect());
+    print(ctx, &made.iter().map(|key| key_json(set, key)).collect::<Vec<_>>());
     ctx.out.remark(
         "back these files up where the server cannot reach: without the root key nobody can ever change the fleet's rules",
     );
@@ -127,12 +127,12 @@ fn show(ctx: &Context, set: Option<String>) -> Result<()> {
             keys.push(key_json(&set, &key));
         }
     }
-    print(ctx, keys);
+    print(ctx, &keys);
     Ok(())
 }
 
-fn print(ctx: &Context, keys: Vec<serde_json::Value>) {
-    ctx.out.list(&keys, &["set", "role", "keyid", "public key", "label", "file"], |key| {
+fn print(ctx: &Context, keys: &[serde_json::Value]) {
+    ctx.out.list(keys, &["set", "role", "keyid", "public key", "label", "file"], |key| {
         let keyid = short(&text(key, "keyid"));
         vec![
             text(key, "set"),

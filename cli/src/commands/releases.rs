@@ -90,9 +90,11 @@ fn human(release: &Value) -> String {
     let services = release["services"].as_object().into_iter().flatten();
     let rows: Vec<Vec<String>> = services
         .map(|(name, s)| {
-            let digest = text(s, "config_digest");
+            let digests = s["images"].as_object().into_iter().flatten().map(|(platform, image)| {
+                format!("{platform} {}", short(text(image, "config_digest").trim_start_matches("sha256:")))
+            });
             let size = s["size"].as_u64().map(bytes).unwrap_or_default();
-            vec![name.clone(), short(digest.trim_start_matches("sha256:")), size]
+            vec![name.clone(), digests.collect::<Vec<_>>().join(", "), size]
         })
         .collect();
     if !rows.is_empty() {
