@@ -1,6 +1,6 @@
 //! `copal-agent plan`: what would be done, from files alone.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
@@ -47,7 +47,7 @@ pub fn plan(args: &PlanArgs, prefix: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read<T: serde::de::DeserializeOwned>(path: &PathBuf) -> anyhow::Result<T> {
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     let bytes = read_bounded(path, MAX_FILE).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&bytes).with_context(|| format!("{} is not what is expected", path.display()))
 }

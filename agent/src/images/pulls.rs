@@ -189,7 +189,7 @@ impl Images for Pulls {
                     tracing::info!(%app, %service, image = %id, "the image is here");
                 }
                 Err(e) => {
-                    tracing::warn!(%app, %service, code = e.code, message = e.message, "the image failed")
+                    tracing::warn!(%app, %service, code = e.code, message = e.message, "the image failed");
                 }
             }
             result

@@ -27,6 +27,7 @@ pub(super) fn needed(image: &ImageRef) -> u64 {
 pub(super) fn check(image: &ImageRef, root: &Path) -> Result<(), ApplyError> {
     // Where the engine's folder cannot be seen (another mount namespace), the engine itself will say.
     let Ok(stat) = nix::sys::statvfs::statvfs(root) else { return Ok(()) };
+    #[allow(clippy::useless_conversion, reason = "32 bits wide on some of our targets")]
     let free = u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()));
     judge(needed(image), free, root)
 }

@@ -65,7 +65,7 @@ impl Counter {
     ///
     /// # Errors
     /// Where the next block cannot be written down.
-    pub fn next(&mut self) -> Result<u64, StateError> {
+    pub fn take(&mut self) -> Result<u64, StateError> {
         self.next += 1;
         if self.next > self.reserved {
             let reserved = self.next + BLOCK;
@@ -158,7 +158,7 @@ impl Reporter {
 
     /// Sends one; the server's wish for a pause where it failed.
     async fn send(&mut self, status: &AgentStatus, condition: &Condition) -> Result<(), Option<Duration>> {
-        let counter = self.counter.next().map_err(|e| {
+        let counter = self.counter.take().map_err(|e| {
             tracing::warn!(code = e.code(), error = %e, "no report: its number cannot be kept");
             None
         })?;
@@ -232,14 +232,14 @@ mod tests {
             Counter::open(state, 0).unwrap()
         };
         let mut counter = open();
-        let first: Vec<u64> = (0..3).map(|_| counter.next().unwrap()).collect();
+        let first: Vec<u64> = (0..3).map(|_| counter.take().unwrap()).collect();
         assert_eq!(first, [1, 2, 3]);
         let stored = std::fs::read(dir.path().join("report.a")).unwrap();
         for _ in 0..900 {
-            counter.next().unwrap();
+            counter.take().unwrap();
         }
         assert_eq!(std::fs::read(dir.path().join("report.a")).unwrap(), stored);
-        let after = open().next().unwrap();
+        let after = open().take().unwrap();
         assert!(after > 903, "{after}");
     }
 }

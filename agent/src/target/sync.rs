@@ -107,6 +107,8 @@ pub struct Sync {
     /// The stored assignment waits for its time, Unix seconds.
     not_before: Option<u64>,
     polled: bool,
+    /// Between polls the cloud does not hold; an assignment may set it.
+    interval: Duration,
 }
 
 /// What the others listen to.
@@ -139,6 +141,7 @@ impl Sync {
         let (targets, target_reader) = watch::channel(None);
         let (condition, condition_reader) = watch::channel(condition);
         let mut sync = Self {
+            interval: pace.poll,
             session,
             store,
             clock,
@@ -161,7 +164,6 @@ impl Sync {
     pub async fn run(mut self) {
         let mut backoff = Backoff::default();
         loop {
-            let began = Instant::now();
             match Box::pin(self.cycle()).await {
                 Ok(held) => {
                     backoff.succeeded(Instant::now());
@@ -169,9 +171,9 @@ impl Sync {
                         c.online = true;
                         c.offline = None;
                     });
-                    // A cloud (or proxy) that does not hold polls is asked at intervals instead.
-                    if !held && began.elapsed() < Duration::from_secs(self.pace.wait_s) / 2 {
-                        tokio::time::sleep(jittered(self.pace.poll)).await;
+                    if !held {
+                        // A cloud (or proxy) that does not hold polls is asked at intervals instead.
+                        tokio::time::sleep(jittered(self.interval)).await;
                     }
                 }
                 Err(stop) => {
@@ -272,7 +274,7 @@ impl Sync {
                 if self.not_before.is_none() {
                     self.tell(|c| c.refused = None);
                 }
-                return Ok(wait > 0 && began.elapsed() + Duration::from_secs(2) >= Duration::from_secs(wait));
+                return Ok(was_held(wait, began));
             }
             204 => {
                 self.tell(|c| {
@@ -283,7 +285,7 @@ impl Sync {
                         ));
                     }
                 });
-                return Ok(began.elapsed() + Duration::from_secs(2) >= Duration::from_secs(wait) && wait > 0);
+                return Ok(was_held(wait, began));
             }
             _ => {}
         }
@@ -401,6 +403,10 @@ impl Sync {
 
     /// Fetches what is missing, judges each app, asks for freshness, publishes.
     async fn resolve(&mut self, assignment: &Verified<Assignment>) -> Result<(), Stop> {
+        self.interval = assignment
+            .config
+            .poll_interval_s
+            .map_or(self.pace.poll, |s| Duration::from_secs(u64::from(s.clamp(10, 86_400))));
         if let Some(time) = assignment.not_before.filter(|time| *time > self.clock.now()) {
             self.not_before = Some(time);
             self.settled = Some(assignment.sha256());
@@ -533,8 +539,8 @@ impl Sync {
                 Ok(None) => {}
                 Err(e) => {
                     self.tell(|c| {
-                        c.refused =
-                            Some(reason(e.code.as_str(), format!("the stored assignment: {}", e.detail)))
+                        let why = format!("the stored assignment: {}", e.detail);
+                        c.refused = Some(reason(e.code.as_str(), why));
                     });
                 }
             },
@@ -582,6 +588,11 @@ impl Sync {
             *now != before
         });
     }
+}
+
+/// Whether the cloud held the poll as long as it was asked to.
+fn was_held(wait: u64, began: Instant) -> bool {
+    began.elapsed() + Duration::from_secs(2) >= Duration::from_secs(wait)
 }
 
 fn lock_state(root: &Root) -> LockState {
