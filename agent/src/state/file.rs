@@ -104,7 +104,7 @@ mod tests {
     fn a_later_format_is_told_from_damage() {
         let mut bytes = encode("marks", 1, b"x");
         bytes[8..12].copy_from_slice(&9_u32.to_le_bytes());
-        let sum = checksum("marks", &bytes[8..28].to_vec(), b"x");
+        let sum = checksum("marks", &bytes[8..28], b"x");
         bytes[28..60].copy_from_slice(&sum);
         assert_eq!(decode("marks", &bytes), Err(Flaw::Newer(9)));
     }
