@@ -128,32 +128,29 @@ pub(crate) fn view(app: &App, row: FleetRow, devices: Totals) -> Fleet {
     }
 }
 
-/// How many seconds after its last word a device counts as offline. A poll takes at most 60 s, and what is last seen
-/// is written in batches.
-pub(crate) const ONLINE_S: i64 = 150;
-
 /// Counts the devices of each of these fleets.
 async fn totals(app: &App, rows: Vec<FleetRow>) -> Result<Vec<Fleet>> {
     let mut out = Vec::with_capacity(rows.len());
     for row in rows {
-        let (total, online, on_target, failed): (i64, i64, i64, i64) = sqlx::query_as(
+        let (total, on_target, failed): (i64, i64, i64) = sqlx::query_as(
+            // As `devices/standing.rs` decides for one device, counted by the database for many.
             "SELECT COUNT(*), \
-             COALESCE(SUM(CASE WHEN d.last_seen >= $2 THEN 1 ELSE 0 END), 0), \
-             COALESCE(SUM(CASE WHEN d.committed_release IS NOT NULL \
-               AND d.committed_release = COALESCE(d.pinned_release, f.target_release) THEN 1 ELSE 0 END), 0), \
-             COALESCE(SUM(CASE WHEN d.reason LIKE '%\"rolled_back\"%' OR d.reason LIKE '%\"parked\"%' \
-               OR d.reason LIKE '%_failed\"%' OR d.reason LIKE '%\"E\\_%' ESCAPE '\\' \
-               OR d.reason LIKE '%\"unhealthy\"%' OR d.reason LIKE '%\"crash_loop\"%' THEN 1 ELSE 0 END), 0) \
-             FROM devices d JOIN fleets f ON f.fleet_id = d.fleet_id \
-             WHERE d.fleet_id = $1 AND d.state = 'accepted'",
+             COALESCE(SUM(CASE WHEN d.reason IS NULL AND NOT d.clone_suspected AND d.held_back IS NULL \
+               AND a.release_id IS NOT NULL AND d.committed_release = a.release_id \
+               AND d.report_epoch = a.assign_epoch AND d.seq_applied = a.seq THEN 1 ELSE 0 END), 0), \
+             COALESCE(SUM(CASE WHEN d.clone_suspected OR d.held_back IS NOT NULL OR (d.reason IS NOT NULL \
+               AND json_extract(d.reason, '$.code') NOT IN ('downloading', 'starting', 'trial', 'locked', \
+               'waiting_dependency', 'waiting_not_before', 'engine_absent', 'not_fresh', 'no_assignment')) \
+               THEN 1 ELSE 0 END), 0) \
+             FROM devices d LEFT JOIN assignments a ON a.device_id = d.device_id \
+             WHERE d.fleet_id = $1 AND d.state IN ('accepted', 'preauthorised')",
         )
         .bind(row.fleet_id.to_string())
-        .bind(app::now_i64() - ONLINE_S)
         .fetch_one(app.db.read())
         .await?;
+        let online = app.devices.online(row.fleet_id, app::now());
         let n = i64::unsigned_abs;
-        let totals =
-            Totals { total: n(total), online: n(online), on_target: n(on_target), failed: n(failed) };
+        let totals = Totals { total: n(total), online, on_target: n(on_target), failed: n(failed) };
         out.push(view(app, row, totals));
     }
     Ok(out)
@@ -264,6 +261,7 @@ pub(crate) async fn delete(
     audit::record(&mut tx, &caller, "fleet.delete", &format!("fleet:{slug}"), detail).await?;
     tx.commit().await?;
     app.roots.forget(fleet.fleet_id);
+    app.devices.forget_fleet(fleet.fleet_id);
     app.devices.forget_fleet(fleet.fleet_id);
     app.bus.publish(Event::Fleet { fleet_id: id, id: slug });
     Ok(StatusCode::NO_CONTENT)

@@ -3,10 +3,12 @@
 //! In: connections. Out: responses of the rooms' routers, each with a request id, security headers and bounds.
 //! Never here: what a route means.
 
+mod control;
 mod layers;
 mod listener;
 mod run;
 
+pub use control::ask;
 pub use run::{lock, run};
 
 use axum::{Router, routing::get};

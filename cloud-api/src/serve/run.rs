@@ -1,19 +1,20 @@
 //! From checked settings to a running server, and to its end.
 
-use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path};
+use std::{fs, os::unix::fs::DirBuilderExt as _, path::Path, time::Duration};
 
 use anyhow::Context as _;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    task::JoinHandle,
 };
 
-use super::listener;
+use super::{control, listener};
 use crate::{
     api::setup,
     app::{self, App},
-    devices,
+    blobs, build, devices,
     settings::{self, Checked},
     tls::Terminator,
 };
@@ -64,7 +65,8 @@ pub async fn run(checked: Checked) -> anyhow::Result<()> {
     config.tls_pins = terminator.as_ref().map(|t| t.pins.clone()).unwrap_or_default();
     let app = app::open(config).await?;
 
-    let presence = tokio::spawn(devices::run(app.clone()));
+    let presence = start_rooms(&app).await?;
+
     let capacity = listener::capacity();
     let router = super::router(app.clone());
     let server =
@@ -84,7 +86,7 @@ pub async fn run(checked: Checked) -> anyhow::Result<()> {
     let _ = fs::remove_file(&told);
     server.await.context("the listener")?;
     presence.await.context("writing down which devices were seen")?;
-    close(&app).await;
+    app.db.close().await;
     drop(lock);
     tracing::info!("stopped");
     Ok(())
@@ -103,8 +105,32 @@ async fn wait_for_signal(terminator: Option<&Terminator>) -> anyhow::Result<&'st
     }
 }
 
-async fn close(app: &App) {
-    app.db.close().await;
+/// What rooms do at a start and beside requests, before the first of these comes in. A room adds its line here.
+async fn start_rooms(app: &App) -> anyhow::Result<JoinHandle<()>> {
+    control::listen(app)?;
+    blobs::prepare(app).context("emptying the folder of uploads")?;
+    build::reconcile(app).await?;
+    tokio::spawn(collect(app.clone()));
+    // Writes down once more what it knows when the cloud stops, so its end is waited for.
+    Ok(tokio::spawn(devices::run(app.clone())))
+}
+
+/// Collects garbage once a day, beginning an hour after the start.
+async fn collect(app: App) {
+    let mut wait = Duration::from_secs(3600);
+    loop {
+        tokio::select! {
+            () = app.stopping.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = Duration::from_secs(24 * 3600);
+        match blobs::gc(&app).await {
+            Ok(report) => tracing::info!(blobs = report.blobs, bytes = report.bytes, "collected garbage"),
+            Err(error) => {
+                tracing::warn!(error = %format!("{error:#}"), "collecting garbage; tried again in a day")
+            }
+        }
+    }
 }
 
 /// Whole or not at all: whoever waits for the file must not read half an address.
