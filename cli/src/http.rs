@@ -340,18 +340,22 @@ pub fn map_problem(
 /// Whether a request failed because of the server's certificate.
 #[must_use]
 pub fn is_certificate_error(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        let io = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let tls = error
-            .downcast_ref::<rustls::Error>()
-            .or_else(|| io.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
-        if matches!(tls, Some(rustls::Error::InvalidCertificate(_))) {
-            return true;
-        }
-        cause = error.source();
+    names_certificate(error, 0)
+}
+
+/// Looks through the causes. An `io::Error` hides what it wraps from `source`, and they come nested.
+fn names_certificate(error: &(dyn std::error::Error + 'static), depth: usize) -> bool {
+    if depth > 16 {
+        return false;
     }
-    false
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return matches!(tls, rustls::Error::InvalidCertificate(_));
+    }
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    if wrapped.is_some_and(|inner| names_certificate(inner, depth + 1)) {
+        return true;
+    }
+    error.source().is_some_and(|cause| names_certificate(cause, depth + 1))
 }
 
 /// Reads server-sent events from a stream's bytes.

@@ -63,7 +63,7 @@ fn human(fleet: &Value) -> String {
         ("devices", counts.join(", ")),
         ("type", format!("{}, {}", text(fleet, "device_type"), text(fleet, "arch"))),
         ("release mode", text(fleet, "release_mode")),
-        ("root", text(fleet, "root_version")),
+        ("root", format!("{} {}", text(fleet, "root_version"), text(fleet, "root_sha256"))),
         ("target", text(fleet, "target_release")),
         ("pinned to", text(fleet, "pinned_release")),
         ("push to", text(fleet, "git_url")),
@@ -191,9 +191,7 @@ async fn create(ctx: &Context, args: FleetCreate) -> Result<()> {
     let shown = api.get(&what, &format!("/fleets/{}", seg(&args.slug))).await.unwrap_or(fleet);
     let mut value = shown.clone();
     value["root_sha256"] = json!(chain.newest.sha256());
-    ctx.out.result(&value, || {
-        format!("{}{}", human(&shown), pairs(&[("root fingerprint", chain.newest.sha256().to_string())]))
-    });
+    ctx.out.result(&value, || human(&value));
     ctx.out.remark(format!(
         "next: copal device config {0}; git remote add copal {1}",
         args.slug,
@@ -226,7 +224,9 @@ fn confirm_keys(ctx: &Context, args: &FleetCreate, builder: &PublicKey, assign: 
                     what,
                     format!("the server's {role} key is {id}"),
                 )
-                .next("compare with `copal-cloud keys show` on the server"));
+                .next(
+                    "if the server's keys were replaced on purpose, expect the new ones; else do not go on",
+                ));
             }
         }
         return Ok(());

@@ -107,7 +107,7 @@ async fn trusted(ctx: &Context, what: &str, url: &Url, pins: Vec<String>) -> Res
     let why = format!("no public CA vouches for {server}; it shows the key {pin}");
     if !std::io::stdin().is_terminal() {
         return Err(Failure::trust("certificate_refused", what, why).next(format!(
-            "compare with `copal-cloud tls show` on the server, then: copal login {server} --pin {pin}"
+            "compare it with what `copal-cloud tls init` printed, then: copal login {server} --pin {pin}"
         )));
     }
     eprintln!("{why}.\nCompare it with what the server printed when it was set up.");
