@@ -270,7 +270,8 @@ impl Drop for Device {
         self.agent.abort();
         let filter = format!("label=io.copal.instance={}", self.prefix);
         for (list, remove) in [
-            (vec!["ps", "-aq", "--filter", &filter], vec!["rm", "-fv"]),
+            // By the image's label, so that the foreign ones of these tests go too.
+            (vec!["ps", "-aq", "--filter", &format!("label=cptest={}", self.prefix)], vec!["rm", "-fv"]),
             (vec!["network", "ls", "-q", "--filter", &filter], vec!["network", "rm"]),
             (vec!["volume", "ls", "-q", "--filter", &filter], vec!["volume", "rm"]),
             (vec!["images", "--filter", &format!("label=cptest={}", self.prefix), "-q"], vec!["rmi"]),

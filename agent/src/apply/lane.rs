@@ -107,6 +107,16 @@ impl Hands {
         }
     }
 
+    /// Makes the folders of every service, where they are not there: after a boot the engine has started containers whose
+    /// lock file is gone with the run folder.
+    pub fn prepare(&self, app: AppId, wanted: &WantedApp) {
+        for (name, service) in &wanted.services {
+            if let Err(error) = self.shared.prepare(app, name, service) {
+                tracing::warn!(%app, service = %name, %error, "its folders cannot be made");
+            }
+        }
+    }
+
     /// Does the work.
     pub async fn run(&self, work: Work, cancel: CancellationToken) -> Outcome {
         let mut run = Run {
@@ -149,6 +159,7 @@ impl From<ApplyError> for Stop {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "goes into map_err")]
 fn start_failed(error: EngineError) -> Stop {
     Stop::Error(ApplyError::engine("start_failed", &error))
 }
@@ -225,7 +236,7 @@ impl Run<'_> {
             }
             Action::CreateNetwork(full) => self.create_network(full).await?,
             Action::Leave { container, network } => {
-                engine.leave(container, network).await.map_err(start_failed)?
+                engine.leave(container, network).await.map_err(start_failed)?;
             }
             Action::RemoveNetwork { id, .. } => engine.remove_network(id).await.map_err(start_failed)?,
             Action::CreateVolume(full) => self.create_volume(full).await?,

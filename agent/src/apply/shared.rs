@@ -65,6 +65,8 @@ impl Shared {
     pub fn prepare(&self, app: AppId, name: &Name, service: &WantedService) -> io::Result<()> {
         let folder = self.folder(app, name);
         fs::create_dir_all(&folder)?;
+        // Others on the host hold no locks; containers get the folder itself.
+        fs::set_permissions(self.run_dir.join("locks"), fs::Permissions::from_mode(0o700))?;
         let lock = folder.join(LOCK_FILE);
         let made = OpenOptions::new()
             .write(true)

@@ -273,3 +273,183 @@ pub fn choose(
         None => Choice::First,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{engine::ImageId, observe::Seen, plan::wanted::WantedNetwork};
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn wanted(services: &[(&str, &str)]) -> WantedApp {
+        let services = services
+            .iter()
+            .map(|(service, spec)| {
+                let spec: copal_protocol::spec::ServiceSpec = serde_json::from_str(spec).unwrap();
+                let digest = copal_protocol::ids::Digest::of(b"");
+                let one = WantedService {
+                    image: copal_protocol::documents::ImageRef {
+                        repo: "r".into(),
+                        manifest_digest: digest,
+                        config_digest: digest,
+                        config_size: 1,
+                        size: 1,
+                        layers: Vec::new(),
+                    },
+                    env: BTreeMap::new(),
+                    secrets: BTreeMap::new(),
+                    hash: format!("v1:{service}"),
+                    strategy: spec.strategy(),
+                    joins: BTreeMap::new(),
+                    peers: std::collections::BTreeSet::new(),
+                    spec,
+                };
+                (name(service), one)
+            })
+            .collect();
+        WantedApp {
+            release: Sha256Hex::of(b"r"),
+            whole: true,
+            retry_one_shots: false,
+            services,
+            networks: BTreeMap::<Name, WantedNetwork>::new(),
+            volumes: BTreeMap::new(),
+        }
+    }
+
+    fn container(service: &str, state: RunState) -> Container {
+        Container {
+            id: format!("id-{service}"),
+            name: service.into(),
+            image: ImageId("i".into()),
+            labels: BTreeMap::new(),
+            state,
+            health: Health::None,
+            exit_code: 0,
+            restarts: 0,
+            started_at: "first".into(),
+            grace_s: 10,
+            networks: BTreeMap::new(),
+            shares: std::collections::BTreeSet::new(),
+            privileged: false,
+            unreadable: None,
+        }
+    }
+
+    fn app(containers: &[Container]) -> AppState {
+        let mut app = AppState::default();
+        for container in containers {
+            let hash = format!("v1:{}", container.name);
+            let seen = Seen { hash, container: container.clone() };
+            app.services.insert(name(&container.name), vec![seen]);
+        }
+        app
+    }
+
+    fn begin() -> Trial {
+        Trial::begin(Sha256Hex::of(b"k"), None)
+    }
+
+    fn look(trial: &mut Trial, now_ms: u64, wanted: &WantedApp, app: &AppState) -> Verdict {
+        let failed = BTreeMap::new();
+        trial.look(&Look {
+            now_ms,
+            wanted,
+            app,
+            failed: &failed,
+            object_failed: None,
+            healthy_after_ms: 1000,
+        })
+    }
+
+    fn ends(verdict: &Verdict) -> Option<u64> {
+        match verdict {
+            Verdict::Going { ends_ms, .. } => *ends_ms,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn all_has_to_be_well_at_once_for_as_long_as_asked() {
+        let want = wanted(&[("a", r#"{"labels":{"io.copal.update.healthy-after":"3s"}}"#), ("b", "{}")]);
+        let (a, mut b) = (container("a", RunState::Running), container("b", RunState::Running));
+        let mut trial = begin();
+        assert_eq!(ends(&look(&mut trial, 100, &want, &app(&[a.clone(), b.clone()]))), Some(3100));
+        // A restart in between, even one that was over before anybody looked, begins the time anew.
+        (b.restarts, b.started_at) = (1, "second".into());
+        let both = app(&[a.clone(), b.clone()]);
+        assert_eq!(ends(&look(&mut trial, 2000, &want, &both)), Some(5000));
+        assert_eq!(ends(&look(&mut trial, 4999, &want, &both)), Some(5000));
+        b.health = Health::Starting;
+        assert_eq!(ends(&look(&mut trial, 4999, &want, &app(&[a, b]))), None);
+        assert_eq!(ends(&look(&mut trial, 5000, &want, &both)), Some(8000));
+        assert_eq!(look(&mut trial, 8000, &want, &both), Verdict::Passed);
+    }
+
+    #[test]
+    fn what_is_not_up_in_time_fails_from_when_it_was_first_tried() {
+        let want = wanted(&[("a", r#"{"labels":{"io.copal.update.start-timeout":"10s"}}"#)]);
+        let mut a = container("a", RunState::Running);
+        a.health = Health::Starting;
+        let mut trial = begin();
+        // Nothing yet: its image comes, or someone holds its lock.
+        assert_eq!(ends(&look(&mut trial, 50_000, &want, &app(&[]))), None);
+        let starting = app(&[a]);
+        let Verdict::Going { look_ms, waits_for, .. } = look(&mut trial, 60_000, &want, &starting) else {
+            panic!()
+        };
+        assert_eq!((look_ms, waits_for), (Some(70_000), Some(name("a"))));
+        let Verdict::Failed(failure) = look(&mut trial, 70_000, &want, &starting) else { panic!() };
+        assert_eq!((failure.code, failure.service), ("start_timeout", Some(name("a"))));
+    }
+
+    #[test]
+    fn restarts_before_the_trial_do_not_count() {
+        let want = wanted(&[("a", "{}")]);
+        let mut a = container("a", RunState::Running);
+        a.restarts = 40;
+        let mut trial = Trial::begin(Sha256Hex::of(b"k"), Some(&app(&[a.clone()])));
+        a.restarts = 42;
+        assert!(ends(&look(&mut trial, 0, &want, &app(&[a.clone()]))).is_some());
+        a.restarts = 43;
+        let Verdict::Failed(failure) = look(&mut trial, 1, &want, &app(&[a])) else { panic!() };
+        assert_eq!(failure.code, "crash_loop");
+    }
+
+    #[test]
+    fn a_one_shot_is_well_once_it_ended_well() {
+        let want = wanted(&[("a", r#"{"restart":"no"}"#)]);
+        let mut trial = begin();
+        let mut a = container("a", RunState::Running);
+        assert_eq!(ends(&look(&mut trial, 0, &want, &app(&[a.clone()]))), None);
+        a.state = RunState::Exited;
+        assert_eq!(ends(&look(&mut trial, 1, &want, &app(&[a.clone()]))), Some(1001));
+        a.exit_code = 9;
+        let Verdict::Failed(failure) = look(&mut trial, 2, &want, &app(&[a])) else { panic!() };
+        assert_eq!((failure.code, failure.exit_code), ("exited", Some(9)));
+    }
+
+    #[test]
+    fn the_choice_follows_from_the_keys() {
+        let [t, c] = [Sha256Hex::of(b"t"), Sha256Hex::of(b"c")];
+        for (committed, parked, trial, fresh, choice) in [
+            (Some(t), None, None, false, Choice::Steady),
+            (Some(t), Some(t), None, true, Choice::Steady),
+            (Some(c), Some(t), None, true, Choice::Fallback),
+            (Some(c), Some(c), None, true, Choice::Trial),
+            (Some(c), None, None, false, Choice::Hold),
+            (Some(c), None, Some(t), false, Choice::Trial),
+            (None, None, None, false, Choice::Hold),
+            (None, Some(t), None, true, Choice::First),
+            (None, None, Some(t), false, Choice::First),
+        ] {
+            assert_eq!(
+                choose(t, committed, parked, trial, fresh),
+                choice,
+                "{committed:?} {parked:?} {trial:?} {fresh}"
+            );
+        }
+    }
+}

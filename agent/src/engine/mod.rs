@@ -143,7 +143,14 @@ impl Engine {
         // Boxed: the client's futures are large, and a lane holds several.
         match tokio::time::timeout(limit, Box::pin(make(docker))).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(EngineError::from_client(what, &self.shared.host, error)),
+            Ok(Err(error)) => {
+                let error = EngineError::from_client(what, &self.shared.host, error);
+                if error.is_absent() {
+                    // It may come back as another version.
+                    self.forget_version();
+                }
+                Err(error)
+            }
             Err(_) => Err(EngineError::Timeout { what: what.into(), after: limit }),
         }
     }
@@ -175,7 +182,7 @@ impl Engine {
     }
 
     /// Forgets the version: the engine may come back as another one.
-    pub fn forget_version(&self) {
+    fn forget_version(&self) {
         *self.shared.version.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

@@ -38,6 +38,7 @@ fn name(text: &str) -> Name {
 }
 
 /// A release of services with their spec and image, as `{"web": ["image", {spec}]}`.
+#[allow(clippy::needless_pass_by_value, reason = "reads better where it is called")]
 fn target(services: serde_json::Value, rest: serde_json::Value) -> TargetFile {
     let services: serde_json::Map<_, _> = services
         .as_object()
@@ -334,6 +335,15 @@ fn what_the_steps_lead_to_is_what_was_wanted() {
     let spec = json!({"ports": [{"target": 81, "protocol": "tcp"}, {"target": 80, "protocol": "tcp"}], "restart": "no",
         "expose": ["80/tcp", "9000/tcp"]});
     let want = wanted(&target(json!({"a": ["a1", spec]}), json!({})));
+    assert_eq!(text(&realised(&want), &want), "nothing to do\n");
+}
+
+#[test]
+fn a_hundred_services_are_planned_and_then_left_alone() {
+    let want = wanted(&offline::sample(100));
+    let first = plan(&State::default(), &want, &Policy { prefix: "copal".into(), ..Policy::default() });
+    // Download, create and start each; one network; a volume for every third.
+    assert_eq!(first.steps(), 3 * 100 + 1 + 34);
     assert_eq!(text(&realised(&want), &want), "nothing to do\n");
 }
 

@@ -12,7 +12,7 @@ impl fmt::Display for Plan {
         for (id, app) in &self.apps {
             match app.release {
                 Some(release) => {
-                    writeln!(f, "app {}: to release {:.12}", labels::short(*id), release.to_string())?
+                    writeln!(f, "app {}: to release {:.12}", labels::short(*id), release.to_string())?;
                 }
                 None => writeln!(f, "app {}: goes; its volumes stay", labels::short(*id))?,
             }

@@ -196,6 +196,9 @@ impl Supervisor {
             if app.resolve(&self.cx, want, self.ledger.trial(*id), target.may_install) && had.is_some() {
                 supersede(&mut self.lanes, *id, before.as_deref(), app.wanted.as_deref());
             }
+            if let Some(one) = app.wanted.as_ref().filter(|_| app.key != had) {
+                self.hands.prepare(*id, one);
+            }
             match &app.wanted {
                 Some(one) => drop(wanted.apps.insert(*id, one.clone())),
                 // Nothing may run that is not committed, and nothing is.
@@ -253,7 +256,7 @@ impl Supervisor {
             }
             if app.trial.is_none() {
                 // Journalled before: the agent was restarted within the trial. Nothing to do: it begins with no effect.
-                let idle = !plan.apps.get(id).is_some_and(|p| !p.lanes.is_empty());
+                let idle = plan.apps.get(id).is_none_or(|p| p.lanes.is_empty());
                 if self.ledger.trial(*id) != Some(key) {
                     if !idle {
                         continue;

@@ -1,5 +1,5 @@
 //! The loop against an engine in memory, in virtual time.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::needless_pass_by_value, reason = "tests")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -174,7 +174,7 @@ impl Ledger for Durable {
     }
 
     fn begin_trial(&self, target: &AppTarget) -> Result<(), StateError> {
-        self.write("begin trial", |b| drop(b.trial.insert(target.app_id, target.key())))
+        self.write("begin trial", |b| _ = b.trial.insert(target.app_id, target.key()))
     }
 
     fn park(&self, app: AppId, key: Sha256Hex, reason: &Reason) -> Result<(), StateError> {
@@ -413,7 +413,7 @@ async fn with_nothing_to_fall_back_to_it_keeps_trying_and_says_why() {
 #[tokio::test(start_paused = true)]
 async fn a_failing_download_touches_nothing_and_is_retried() {
     let device = Device::installed(&[three("web1", "runs")]).await;
-    device.durable.book(|b| drop(b.failing.insert(Digest::of(b"web2"))));
+    device.durable.book(|b| b.failing.insert(Digest::of(b"web2")));
     let writes = device.fake().writes();
     device.set(target(&[three("web2", "runs")], 2));
     device.until("reported", |d| d.code() == "image_failed").await;
@@ -529,7 +529,7 @@ async fn without_a_word_that_it_is_newest_nothing_new_is_installed() {
 #[tokio::test(start_paused = true)]
 async fn a_newer_target_wins_over_one_under_way() {
     let device = Device::installed(&[three("web1", "runs")]).await;
-    device.durable.book(|b| drop(b.failing.insert(Digest::of(b"web2"))));
+    device.durable.book(|b| b.failing.insert(Digest::of(b"web2")));
     device.set(target(&[three("web2", "runs")], 2));
     device.until("reported", |d| d.code() == "image_failed").await;
     let before = device.id("web");
