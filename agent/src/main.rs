@@ -41,7 +41,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
+    if let Err(error) = cli.places.make_absolute() {
+        eprintln!("copal-agent: the current folder is not known, so relative folders mean nothing: {error}");
+        return ExitCode::FAILURE;
+    }
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     match perform(&cli) {

@@ -55,6 +55,19 @@ pub struct Places {
     pub name_prefix: String,
 }
 
+impl Places {
+    /// Relative folders are meant from where the command was given; the engine binds absolute ones only.
+    ///
+    /// # Errors
+    /// Where the current folder is not known.
+    pub fn make_absolute(&mut self) -> std::io::Result<()> {
+        for folder in [&mut self.state_dir, &mut self.run_dir] {
+            *folder = std::path::absolute(&*folder)?;
+        }
+        Ok(())
+    }
+}
+
 fn prefix(text: &str) -> Result<String, String> {
     let sound = !text.is_empty()
         && text.len() <= 32

@@ -33,6 +33,8 @@ use crate::{
 
 /// Roots followed in one cycle.
 const ROOTS_A_CYCLE: usize = 64;
+/// After one poll the cloud did not hold.
+const SHORTLY: Duration = Duration::from_secs(2);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// How often what is asked. The defaults are for the field; tests hurry.
@@ -163,6 +165,7 @@ impl Sync {
     /// Runs until the task is dropped.
     pub async fn run(mut self) {
         let mut backoff = Backoff::default();
+        let mut unheld = 0_u32;
         loop {
             match Box::pin(self.cycle()).await {
                 Ok(held) => {
@@ -171,9 +174,13 @@ impl Sync {
                         c.online = true;
                         c.offline = None;
                     });
-                    if !held {
-                        // A cloud (or proxy) that does not hold polls is asked at intervals instead.
-                        tokio::time::sleep(jittered(self.interval)).await;
+                    // One poll let go early is a cloud that restarts; a cloud (or proxy) that never holds them is asked
+                    // at intervals instead.
+                    unheld = if held { 0 } else { unheld + 1 };
+                    match unheld {
+                        0 => {}
+                        1 => tokio::time::sleep(jittered(SHORTLY.min(self.interval))).await,
+                        _ => tokio::time::sleep(jittered(self.interval)).await,
                     }
                 }
                 Err(stop) => {
