@@ -526,6 +526,47 @@ async fn a_secret_is_a_file_for_its_service_and_nowhere_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strategies_and_health_on_a_real_engine() {
+    let Some(mut device) = Device::new("strategy") else { return };
+    let with = |strategy: &str, script: &str| {
+        let labels = json!({"io.copal.update.strategy": strategy, "io.copal.update.handover-timeout": "1h"});
+        merged(quick(script), &json!({"user": "1000:1000", "labels": labels}))
+    };
+    // `up` is healthy once its file is there; `after` waits for that.
+    let up = |script: &str| {
+        let check = json!({"test": ["CMD", "test", "-f", "/tmp/up"], "interval_ms": 500, "retries": 2});
+        merged(quick(script), &json!({"healthcheck": check}))
+    };
+    let after = merged(quick("true"), &json!({"depends_on": {"up": {"condition": "service_healthy"}}}));
+    let release = |device: &Device, salt: &str, up_script: &str| {
+        let over = with("hand-over", "touch $COPAL_HANDOVER_COMPLETE_PATH");
+        let services = json!({"kill": [salt, with("kill-then-download", "true")], "over": [salt, over],
+            "up": [salt, up(up_script)], "after": [salt, after]});
+        device.app(&services, &json!({}))
+    };
+    let app = release(&device, "s1", "sleep 1; mkdir -p /tmp; touch /tmp/up");
+    device.set(app);
+    device.applied().await;
+    let all = ["after running", "kill running", "over running", "up running"];
+    assert_eq!(device.containers(), all);
+    let app = release(&device, "s2", "mkdir -p /tmp; touch /tmp/up");
+    device.set(app);
+    device.applied().await;
+    assert_eq!(device.containers(), all);
+    let ids = device.inspect("over", "{{.Image}}");
+    let app = release(&device, "s3", "true");
+    device.set(app);
+    device
+        .until("rolled back", |d| {
+            d.code() == "rolled_back" && d.containers() == all && d.inspect("over", "{{.Image}}") == ids
+        })
+        .await;
+    let why = device.status.borrow().telling().cloned().unwrap();
+    assert!(why.message.contains("unhealthy"), "{why:?}");
+    assert_eq!(why.service.unwrap().as_str(), "up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_moment_it_converges_with_one_container_a_service() {
     let Some(mut device) = Device::new("kill") else { return };
     let keeps = merged(

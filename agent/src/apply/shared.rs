@@ -67,6 +67,8 @@ impl Shared {
         fs::create_dir_all(&folder)?;
         // Others on the host hold no locks; containers get the folder itself.
         fs::set_permissions(self.run_dir.join("locks"), fs::Permissions::from_mode(0o700))?;
+        // Whatever user the service runs as may leave its hand-over word here; nobody may remove another's file.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777))?;
         let lock = folder.join(LOCK_FILE);
         let made = OpenOptions::new()
             .write(true)
@@ -94,7 +96,13 @@ impl Shared {
         }
         fs::set_permissions(&top, fs::Permissions::from_mode(0o700))?;
         let folder = self.secrets(app, name, &service.hash);
-        fs::DirBuilder::new().recursive(true).mode(0o755).create(&folder)?;
+        // Modes are set, not asked for: the agent may run under a strict umask.
+        fs::create_dir_all(&folder)?;
+        for path in
+            [&self.run_dir.join("secrets").join(app.to_string()), &self.secrets_root(app, name), &folder]
+        {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+        }
         for (secret, value) in &service.secrets {
             if !plain_name(secret) {
                 return Err(io::Error::new(
@@ -110,6 +118,7 @@ impl Shared {
             let _ = fs::remove_file(&temp);
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(&temp)?;
             file.write_all(&value.0)?;
+            file.set_permissions(fs::Permissions::from_mode(0o444))?;
             fs::rename(&temp, &path)?;
         }
         Ok(())
@@ -211,6 +220,53 @@ mod tests {
         let ours = shared.lock(app, &web).unwrap();
         assert!(matches!(ours, Locked::Ours(Some(_))));
         assert!(matches!(shared.lock(app, &web), Ok(Locked::Theirs)), "held until dropped");
+    }
+
+    #[test]
+    fn secrets_are_closed_to_the_host_and_open_to_the_container() {
+        use crate::target::model::Secret;
+        let (dir, shared, app, web) = setup();
+        let mut service = service();
+        service.secrets.insert("TOKEN".into(), Secret(b"x".to_vec()));
+        shared.prepare(app, &web, &service).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let folder = shared.secrets(app, &web, &service.hash);
+        assert_eq!(mode(&dir.path().join("secrets")), 0o700);
+        assert_eq!((mode(&folder), mode(&folder.join("TOKEN"))), (0o755, 0o444));
+        assert_eq!(mode(&dir.path().join("locks")), 0o700);
+        assert_eq!(mode(&shared.folder(app, &web).join(LOCK_FILE)), 0o666);
+        // Again, with another configuration: the old one's stay until they are let go.
+        service.hash = "v1:other".into();
+        service.secrets.insert("TOKEN".into(), Secret(b"y".to_vec()));
+        shared.prepare(app, &web, &service).unwrap();
+        assert_eq!(fs::read(folder.join("TOKEN")).unwrap(), b"x");
+        shared.tidy_secrets(app, &web, Some("v1:other"));
+        assert!(!folder.exists());
+        // A name that is no file name of its own.
+        service.secrets.insert("../../x".into(), Secret(b"y".to_vec()));
+        assert!(shared.prepare(app, &web, &service).is_err());
+        assert!(!dir.path().join("x").exists());
+    }
+
+    fn service() -> WantedService {
+        let digest = copal_protocol::ids::Digest::of(b"");
+        WantedService {
+            spec: copal_protocol::spec::ServiceSpec::default(),
+            image: copal_protocol::documents::ImageRef {
+                repo: "r".into(),
+                manifest_digest: digest,
+                config_digest: digest,
+                config_size: 1,
+                size: 1,
+                layers: Vec::new(),
+            },
+            env: std::collections::BTreeMap::new(),
+            secrets: std::collections::BTreeMap::new(),
+            hash: "v1:one".into(),
+            strategy: copal_protocol::spec::UpdateStrategy::default(),
+            joins: std::collections::BTreeMap::new(),
+            peers: std::collections::BTreeSet::new(),
+        }
     }
 
     #[test]
