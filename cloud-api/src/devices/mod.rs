@@ -20,13 +20,13 @@ mod enrol;
 mod limit;
 mod login;
 pub mod memory;
-mod presence;
+pub(crate) mod presence;
 mod report;
 pub(crate) mod rows;
 pub(crate) mod standing;
 pub mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use axum::{
     extract::{DefaultBodyLimit, FromRequest, Request},

@@ -41,7 +41,7 @@ pub async fn run(app: App) {
 }
 
 /// One batch.
-pub(super) async fn sweep(app: &App) -> Result<()> {
+pub(crate) async fn sweep(app: &App) -> Result<()> {
     let now = app::now();
     let swept = app.devices.sweep(now);
     for chunk in swept.seen.chunks(500) {

@@ -1,1 +1,747 @@
-//! Tests of the whole room.
+//! Devices end to end against the router: a fleet with its owner's keys, devices with theirs.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    http::{Request, StatusCode, header},
+};
+use copal_protocol::{
+    device_api::{EnrolRequest, EnrolResponse, LoginResponse},
+    documents::{Assignment, Freshness, LockState, Reason, Report, Root, SPEC},
+    enrol,
+    envelope::Envelope,
+    ids::{DeviceId, Sha256Hex},
+    seal::SealKey,
+    testing::{OwnerKeys, fixed_key, set_role, sign},
+    verify::{self, AssignmentMark, DeviceIdentity, Verified},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    app,
+    auth::Role,
+    devices, releases,
+    store::fleets,
+    testing::{Answer, Cloud},
+};
+
+/// A fleet whose owner is at hand.
+pub(crate) struct Fleet {
+    pub(crate) cloud: Cloud,
+    pub(crate) keys: OwnerKeys,
+    pub(crate) token: String,
+    pub(crate) root: Root,
+    roots: u64,
+}
+
+/// A device as its agent would be.
+pub(crate) struct Device {
+    key: copal_protocol::keys::SigningKey,
+    pub(crate) seal: SealKey,
+    pub(crate) id: DeviceId,
+    link: Option<String>,
+    pub(crate) session: String,
+    counter: u64,
+    /// Whose key its reports are signed with, where not its own.
+    forger: Option<copal_protocol::keys::SigningKey>,
+}
+
+impl Fleet {
+    /// A fleet `porch` of amd64 devices with Root 1, in builder mode.
+    pub(crate) async fn new() -> Self {
+        let cloud = Cloud::new().await;
+        let token = cloud.user("anna@example.org", Role::Owner).await;
+        let body = json!({"slug": "porch", "device_type": "generic", "arch": "amd64"});
+        cloud.call("POST", "/api/v1/fleets", &token, Some(body)).await;
+        let row = fleets::by_slug(&cloud.app, "porch").await.unwrap();
+        let mut keys = OwnerKeys::fixed();
+        keys.fleet_id = row.fleet_id;
+        keys.app_id = row.app_id;
+        let mut root = keys.root();
+        root.version = 0;
+        root.issued_at = app::now();
+        root.expires = app::now() + 1_000_000;
+        set_role(&mut root, copal_protocol::documents::Role::Builder, &[&cloud.app.keys.builder], 1);
+        set_role(&mut root, copal_protocol::documents::Role::Assign, &[&cloud.app.keys.assign], 1);
+        let mut fleet = Self { cloud, keys, token, root, roots: 0 };
+        fleet.new_root(|_| {}).await;
+        fleet
+    }
+
+    /// Uploads the next Root, changed so.
+    pub(crate) async fn new_root(&mut self, change: impl FnOnce(&mut Root)) {
+        change(&mut self.root);
+        self.roots += 1;
+        self.root.version = self.roots;
+        let envelope = sign(&self.root, &[&self.keys.root]);
+        let body = serde_json::from_slice(&envelope.to_bytes()).unwrap();
+        let answer = self.call("PUT", "/api/v1/fleets/porch/root", Some(body)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+    }
+
+    pub(crate) fn trusted(&self) -> Verified<Root> {
+        self.keys.trusted(&self.root)
+    }
+
+    pub(crate) async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+        self.cloud.call(method, path, &self.token, body).await
+    }
+
+    pub(crate) async fn ok(&self, method: &str, path: &str, body: Option<Value>) -> Value {
+        let answer = self.call(method, path, body).await;
+        assert!(answer.status.is_success(), "{method} {path}: {}", String::from_utf8_lossy(&answer.bytes));
+        if answer.bytes.is_empty() { Value::Null } else { answer.json() }
+    }
+
+    /// A release of one service, published.
+    pub(crate) async fn release(&self, draft: bool) -> String {
+        let id = releases::prepare(&self.cloud.app, self.new_release(draft)).await.unwrap();
+        releases::publish(&self.cloud.app, &id).await.unwrap();
+        id
+    }
+
+    pub(crate) fn new_release(&self, draft: bool) -> releases::NewRelease {
+        let made = self.keys.release(1);
+        let record = copal_protocol::documents::BuildRecord {
+            spec: SPEC,
+            fleet_id: self.keys.fleet_id,
+            app_id: self.keys.app_id,
+            commit: "c0ffee".to_owned(),
+            source: "c0ffee".to_owned(),
+            platform: "linux/amd64".to_owned(),
+            builder: "test".to_owned(),
+            started_at: 1,
+            finished_at: 2,
+            images: std::collections::BTreeMap::new(),
+            external: std::collections::BTreeMap::new(),
+            ext: None,
+        };
+        releases::NewRelease {
+            fleet: self.keys.fleet_id,
+            source: "c0ffee".to_owned(),
+            branch: "main".to_owned(),
+            note: String::new(),
+            draft,
+            build_id: None,
+            version: None,
+            services: made.services,
+            volumes: made.volumes,
+            networks: made.networks,
+            build_record: sign(&record, &[&self.cloud.app.keys.builder]),
+            compat: made.compat,
+        }
+    }
+
+    /// An enrolment token.
+    pub(crate) async fn enrolment_token(&self, body: Value) -> String {
+        let made = self.ok("POST", "/api/v1/fleets/porch/enrolment-tokens", Some(body)).await;
+        made["token"].as_str().unwrap().to_owned()
+    }
+
+    fn enrolment(&self, token: &str, n: u8, seal: &SealKey) -> EnrolRequest {
+        let key = fixed_key(n);
+        let (id, secret) = enrol::split_token(token).unwrap();
+        let (fleet, public, seal_key) = (self.keys.fleet_id, key.public(), seal.public());
+        let message = enrol::enrol_message(fleet, id, &public, &seal_key);
+        EnrolRequest {
+            fleet_id: fleet,
+            token_id: id.to_owned(),
+            token_mac: enrol::token_mac(secret, fleet, id, &public, &seal_key),
+            public_key: public,
+            seal_key,
+            introduction_mac: None,
+            introduction_id: None,
+            name: format!("pi-{n}"),
+            arch: "amd64".to_owned(),
+            device_type: "generic".to_owned(),
+            signature: hex::encode(key.sign(&message)),
+        }
+    }
+
+    async fn post<T: serde::Serialize>(&self, path: &str, token: &str, body: &T) -> Answer {
+        self.cloud.call("POST", path, token, Some(serde_json::to_value(body).unwrap())).await
+    }
+
+    /// A device with this key, enrolled and logged in.
+    pub(crate) async fn device(&self, n: u8) -> Device {
+        let token = self.enrolment_token(json!({})).await;
+        let seal = SealKey::from_bytes(&[n; 32]);
+        let answer = self.post("/device/v1/enrol", "", &self.enrolment(&token, n, &seal)).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        let enrolled: EnrolResponse = serde_json::from_slice(&answer.bytes).unwrap();
+        let mut device = Device {
+            key: fixed_key(n),
+            seal,
+            id: enrolled.device_id,
+            link: None,
+            session: String::new(),
+            counter: 0,
+            forger: None,
+        };
+        device.login(self).await;
+        device
+    }
+
+    pub(crate) async fn shown(&self, device: &Device) -> Value {
+        self.ok("GET", &format!("/api/v1/devices/{}", device.id), None).await
+    }
+}
+
+impl Device {
+    /// Logs in and keeps the link.
+    pub(crate) async fn login(&mut self, fleet: &Fleet) {
+        let answer = self.try_login(fleet, self.link.clone()).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        let login: LoginResponse = serde_json::from_slice(&answer.bytes).unwrap();
+        self.session = login.token;
+        self.link = Some(login.refresh_link);
+    }
+
+    async fn try_login(&self, fleet: &Fleet, link: Option<String>) -> Answer {
+        let challenge = fleet
+            .cloud
+            .call("POST", "/device/v1/challenge", "", Some(json!({"device_id": self.id})))
+            .await
+            .json();
+        let challenge: Sha256Hex = serde_json::from_value(challenge["challenge"].clone()).unwrap();
+        let signature = hex::encode(self.key.sign(&enrol::login_message(self.id, challenge)));
+        let mut body = json!({"device_id": self.id, "challenge": challenge, "signature": signature});
+        if let Some(link) = link {
+            body["refresh_link"] = link.into();
+        }
+        fleet.cloud.call("POST", "/device/v1/login", "", Some(body)).await
+    }
+
+    pub(crate) fn identity(&self, fleet: &Fleet) -> DeviceIdentity {
+        DeviceIdentity {
+            fleet_id: fleet.keys.fleet_id,
+            device_id: self.id,
+            key_sha256: self.key.public().id(),
+        }
+    }
+
+    pub(crate) async fn get(&self, fleet: &Fleet, path: &str, etag: Option<&str>) -> Answer {
+        let mut request =
+            Request::get(path).header(header::AUTHORIZATION, format!("Bearer {}", self.session));
+        if let Some(etag) = etag {
+            request = request.header(header::IF_NONE_MATCH, etag);
+        }
+        fleet.cloud.send(request.body(Body::empty()).unwrap()).await
+    }
+
+    /// The assignment, verified as a device does.
+    pub(crate) async fn assignment(&self, fleet: &Fleet, mark: &AssignmentMark) -> Verified<Assignment> {
+        let answer = self.get(fleet, "/device/v1/state", None).await;
+        assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
+        let envelope = Envelope::parse::<Assignment>(&answer.bytes).unwrap();
+        assert_eq!(answer.headers[header::ETAG], format!("\"{}\"", envelope.payload_sha256()).as_str());
+        verify::assignment(&fleet.trusted(), &self.identity(fleet), mark, &envelope).unwrap()
+    }
+
+    /// Reports that it runs what it was given, or why not.
+    pub(crate) async fn report(&mut self, fleet: &Fleet, change: impl FnOnce(&mut Report)) -> Answer {
+        self.counter += 1;
+        let assignment = self.assignment(fleet, &AssignmentMark::default()).await;
+        let mut report = Report {
+            spec: SPEC,
+            fleet_id: fleet.keys.fleet_id,
+            device_id: self.id,
+            boot_id: "b".repeat(32),
+            report_counter: self.counter,
+            root_version: fleet.root.version,
+            root_sha256: Sha256Hex::of(b"root"),
+            lock: LockState::Open,
+            assign_epoch: assignment.assign_epoch,
+            seq_accepted: assignment.seq,
+            seq_applied: assignment.seq,
+            unfresh: false,
+            running: std::collections::BTreeMap::new(),
+            committed: [(fleet.keys.app_id, assignment.apps[0].sha256)].into(),
+            reason: None,
+            progress: None,
+            agent_version: "0.1.0".to_owned(),
+            os_version: "Debian".to_owned(),
+            arch: "amd64".to_owned(),
+            time: 1,
+            ext: None,
+        };
+        change(&mut report);
+        let bytes = sign(&report, &[self.forger.as_ref().unwrap_or(&self.key)]).to_bytes();
+        self.post(fleet, "/device/v1/report", bytes).await
+    }
+
+    async fn post(&self, fleet: &Fleet, path: &str, bytes: Vec<u8>) -> Answer {
+        let request = Request::post(path)
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.session))
+            .header(header::CONTENT_TYPE, "application/json");
+        fleet.cloud.send(request.body(Body::from(bytes)).unwrap()).await
+    }
+}
+
+fn said(code: &str) -> Reason {
+    devices::rows::reason(code, "said so")
+}
+
+#[tokio::test]
+async fn a_token_lets_one_device_in_and_the_same_device_again() {
+    let fleet = Fleet::new().await;
+    let token = fleet.enrolment_token(json!({})).await;
+    let (seal, other_seal) = (SealKey::from_bytes(&[1; 32]), SealKey::from_bytes(&[2; 32]));
+    let first = fleet.enrolment(&token, 7, &seal);
+
+    let mut wrong_mac = first.clone();
+    wrong_mac.token_mac = Sha256Hex::of(b"guess");
+    assert_eq!(fleet.post("/device/v1/enrol", "", &wrong_mac).await.code(), "enrolment_token_invalid");
+    let mut unknown = first.clone();
+    unknown.token_id = "nobody".to_owned();
+    assert_eq!(fleet.post("/device/v1/enrol", "", &unknown).await.code(), "enrolment_token_invalid");
+    let mut stolen = first.clone();
+    stolen.signature = hex::encode(fixed_key(9).sign(b"x"));
+    assert_eq!(fleet.post("/device/v1/enrol", "", &stolen).await.code(), "enrolment_signature_invalid");
+
+    let once = fleet.post("/device/v1/enrol", "", &first).await;
+    assert_eq!(once.status, StatusCode::OK, "{once:?}");
+    let again = fleet.post("/device/v1/enrol", "", &first).await;
+    assert_eq!(once.json(), again.json(), "the same keys are the same device");
+    let second = fleet.enrolment(&token, 8, &other_seal);
+    assert_eq!(fleet.post("/device/v1/enrol", "", &second).await.code(), "enrolment_token_used");
+    let fresh = fleet.enrolment_token(json!({})).await;
+    let reused = fleet.enrolment(&fresh, 7, &other_seal);
+    assert_eq!(fleet.post("/device/v1/enrol", "", &reused).await.code(), "device_key_known");
+    let expired = fleet.enrolment_token(json!({})).await;
+    let mut tx = fleet.cloud.app.db.write().await.unwrap();
+    sqlx::query("UPDATE enrolment_tokens SET expires_at = 5").execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+    let late = fleet.enrolment(&expired, 8, &other_seal);
+    assert_eq!(fleet.post("/device/v1/enrol", "", &late).await.code(), "enrolment_token_expired");
+}
+
+#[tokio::test]
+async fn two_devices_at_once_do_not_share_a_token() {
+    let fleet = Fleet::new().await;
+    let token = fleet.enrolment_token(json!({})).await;
+    let seal = SealKey::from_bytes(&[1; 32]);
+    let requests: Vec<_> = (1..6).map(|n| fleet.enrolment(&token, n, &seal)).collect();
+    let answers =
+        futures_util::future::join_all(requests.iter().map(|r| fleet.post("/device/v1/enrol", "", r))).await;
+    assert_eq!(answers.iter().filter(|a| a.status == StatusCode::OK).count(), 1);
+}
+
+#[tokio::test]
+async fn malformed_bodies_are_refused_with_a_code() {
+    let fleet = Fleet::new().await;
+    let send = |body: String| {
+        let request = Request::post("/device/v1/challenge")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body));
+        fleet.cloud.send(request.unwrap())
+    };
+    let id = "0".repeat(32);
+    for body in [
+        String::new(),
+        "[]".to_owned(),
+        format!("{{\"device_id\":\"{id}\",\"device_id\":\"{id}\"}}"),
+        format!("{{\"device_id\":\"{id}\",\"more\":1}}"),
+        "{\"device_id\":\"../../etc\"}".to_owned(),
+    ] {
+        assert_eq!(send(body.clone()).await.code(), "body_malformed", "{body}");
+    }
+    let huge = send(format!("{{\"device_id\":\"{}\"}}", "a".repeat(100_000))).await;
+    assert_eq!((huge.status, huge.code()), (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large".to_owned()));
+}
+
+#[tokio::test]
+async fn a_login_needs_the_key_and_a_fresh_challenge_and_tells_nothing_else() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let stranger = Device {
+        key: fixed_key(2),
+        seal: SealKey::from_bytes(&[2; 32]),
+        id: device.id,
+        link: None,
+        session: String::new(),
+        counter: 0,
+            forger: None,
+    };
+    let wrong_key = stranger.try_login(&fleet, None).await;
+    let unknown = Device { id: DeviceId::from_bytes([9; 16]), ..stranger }.try_login(&fleet, None).await;
+    assert_eq!((wrong_key.status, wrong_key.code()), (StatusCode::UNAUTHORIZED, "login_refused".to_owned()));
+    assert_eq!(wrong_key.json()["detail"], unknown.json()["detail"], "no oracle");
+
+    let challenge = fleet
+        .cloud
+        .call("POST", "/device/v1/challenge", "", Some(json!({"device_id": device.id})))
+        .await
+        .json()["challenge"]
+        .clone();
+    let parsed: Sha256Hex = serde_json::from_value(challenge.clone()).unwrap();
+    let signature = hex::encode(device.key.sign(&enrol::login_message(device.id, parsed)));
+    let body = json!({"device_id": device.id, "challenge": challenge, "signature": signature, "refresh_link": device.link});
+    let first = fleet.cloud.call("POST", "/device/v1/login", "", Some(body.clone())).await;
+    assert_eq!(first.status, StatusCode::OK, "{first:?}");
+    let replayed = fleet.cloud.call("POST", "/device/v1/login", "", Some(body)).await;
+    assert_eq!(replayed.code(), "login_refused");
+    for token in ["", "x", "AAAA", device.session.trim_end_matches(|_| true)] {
+        assert_eq!(
+            fleet.cloud.call("GET", "/device/v1/state", token, None).await.status,
+            StatusCode::UNAUTHORIZED
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_no_clone_and_a_copied_card_is() {
+    let fleet = Fleet::new().await;
+    fleet.release(false).await;
+    let mut device = fleet.device(1).await;
+    // The answer is lost: the device shows the same link again.
+    let link = device.link.clone();
+    assert_eq!(device.try_login(&fleet, link.clone()).await.status, StatusCode::OK);
+    device.login(&fleet).await;
+    device.login(&fleet).await;
+
+    // A copy of the card from before shows a link that has been followed.
+    let copy = device.try_login(&fleet, link).await;
+    assert_eq!((copy.status, copy.code()), (StatusCode::CONFLICT, "clone_suspected".to_owned()));
+    let shown = fleet.shown(&device).await;
+    assert_eq!(shown["reason"]["code"], "clone_suspected");
+    assert_eq!(
+        device.get(&fleet, "/device/v1/state", None).await.code(),
+        "token_invalid",
+        "sessions are cut"
+    );
+    let link = device.link.clone();
+    assert_eq!(
+        device.try_login(&fleet, link.clone()).await.code(),
+        "clone_suspected",
+        "the true one waits as well"
+    );
+    // Nothing new is made for it.
+    let before = shown["target"]["seq"].clone();
+    fleet.release(false).await;
+    assert_eq!(fleet.shown(&device).await["target"]["seq"], before);
+
+    fleet.ok("POST", &format!("/api/v1/devices/{}/accept", device.id), None).await;
+    device.login(&fleet).await;
+    let after = fleet.shown(&device).await;
+    assert_ne!(after["target"]["seq"], before);
+    assert_eq!(after["clone_suspected"], false);
+    let events = fleet.ok("GET", &format!("/api/v1/devices/{}/events", device.id), None).await.to_string();
+    assert!(events.contains("clone_suspected"), "{events}");
+}
+
+#[tokio::test]
+async fn nothing_new_is_a_304_and_something_new_has_its_hash() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    assert_eq!(device.get(&fleet, "/device/v1/state", None).await.status, StatusCode::NO_CONTENT);
+    fleet.release(false).await;
+    let first = device.get(&fleet, "/device/v1/state", None).await;
+    let etag = first.headers[header::ETAG].to_str().unwrap().to_owned();
+    let same = device.get(&fleet, "/device/v1/state", Some(&etag)).await;
+    assert_eq!((same.status, same.bytes.len()), (StatusCode::NOT_MODIFIED, 0));
+    fleet.release(false).await;
+    let second = device.get(&fleet, "/device/v1/state", Some(&etag)).await;
+    assert_eq!(second.status, StatusCode::OK);
+    assert_ne!(second.bytes, first.bytes);
+    assert_eq!(device.get(&fleet, "/device/v1/state?wait=61", None).await.code(), "wait_invalid");
+}
+
+#[tokio::test]
+async fn a_held_poll_ends_with_a_release_a_revocation_or_the_cloud() {
+    let fleet = Arc::new(Fleet::new().await);
+    fleet.release(false).await;
+    let device = Arc::new(fleet.device(1).await);
+    let held = |etag: String| {
+        let (fleet, device) = (fleet.clone(), device.clone());
+        tokio::spawn(async move { device.get(&fleet, "/device/v1/state?wait=60", Some(&etag)).await })
+    };
+    let etag = |answer: &Answer| answer.headers[header::ETAG].to_str().unwrap().to_owned();
+    let first = device.get(&fleet, "/device/v1/state", None).await;
+    let poll = held(etag(&first));
+    tokio::task::yield_now().await;
+    fleet.release(false).await;
+    let second = poll.await.unwrap();
+    assert_eq!(second.status, StatusCode::OK);
+
+    let poll = held(etag(&second));
+    while fleet.shown(&device).await["online"] != true {}
+    fleet.ok("POST", &format!("/api/v1/devices/{}/revoke", device.id), None).await;
+    let cut = poll.await.unwrap();
+    assert_eq!((cut.status, cut.code()), (StatusCode::FORBIDDEN, "device_revoked".to_owned()));
+    assert_eq!(device.get(&fleet, "/device/v1/roots/1", None).await.code(), "device_revoked");
+    assert_eq!(device.try_login(&fleet, device.link.clone()).await.code(), "device_revoked");
+    assert_eq!(fleet.shown(&device).await["reason"]["code"], "revoked");
+    let accept = fleet.call("POST", &format!("/api/v1/devices/{}/accept", device.id), None).await;
+    assert_eq!(accept.code(), "device_revoked");
+
+    let other = Arc::new(fleet.device(2).await);
+    let first = other.get(&fleet, "/device/v1/state", None).await;
+    let (f, d, e) = (fleet.clone(), other.clone(), etag(&first));
+    let poll = tokio::spawn(async move { d.get(&f, "/device/v1/state?wait=60", Some(&e)).await });
+    tokio::task::yield_now().await;
+    fleet.cloud.app.stopping.cancel();
+    assert_eq!(poll.await.unwrap().status, StatusCode::NOT_MODIFIED);
+}
+
+#[tokio::test]
+async fn documents_are_those_of_the_fleet_and_of_the_device() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    assert_eq!(device.get(&fleet, "/device/v1/roots/1", None).await.status, StatusCode::OK);
+    for none in ["2", "0", "-1", "x"] {
+        assert_eq!(
+            device.get(&fleet, &format!("/device/v1/roots/{none}"), None).await.code(),
+            "root_unknown"
+        );
+    }
+    let draft = fleet.release(true).await;
+    let path = format!("/device/v1/releases/{draft}");
+    assert_eq!(device.get(&fleet, &path, None).await.code(), "release_unknown", "a draft that is not for it");
+    let pin = json!({"pinned_release": draft});
+    fleet.ok("PATCH", &format!("/api/v1/devices/{}", device.id), Some(pin)).await;
+    let release = device.get(&fleet, &path, None).await;
+    let envelope = Envelope::parse::<copal_protocol::documents::Release>(&release.bytes).unwrap();
+    assert_eq!(envelope.payload_sha256().to_string(), draft);
+    assert_eq!(device.get(&fleet, "/device/v1/releases/..", None).await.code(), "release_unknown");
+}
+
+#[tokio::test]
+async fn freshness_vouches_for_the_newest_assignment_against_the_nonce() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let nonce = Sha256Hex::of(b"nonce");
+    let ask =
+        || fleet.cloud.call("POST", "/device/v1/freshness", &device.session, Some(json!({"nonce": nonce})));
+    assert_eq!(ask().await.code(), "no_assignment");
+    fleet.release(false).await;
+    let assignment = device.assignment(&fleet, &AssignmentMark::default()).await;
+    let mark = AssignmentMark {
+        assign_epoch: assignment.assign_epoch,
+        seq: assignment.seq,
+        sha256: Some(assignment.sha256()),
+    };
+    let answer = ask().await;
+    let envelope = Envelope::parse::<Freshness>(&answer.bytes).unwrap();
+    verify::freshness(&fleet.trusted(), &device.identity(&fleet), nonce, &mark, &envelope).unwrap();
+}
+
+#[tokio::test]
+async fn a_report_is_believed_only_signed_newer_and_of_the_device_itself() {
+    let fleet = Fleet::new().await;
+    fleet.release(false).await;
+    let mut device = fleet.device(1).await;
+    let other = fleet.device(2).await;
+    assert_eq!(device.report(&fleet, |r| r.report_counter = 10).await.status, StatusCode::NO_CONTENT);
+    let old = device.report(&fleet, |r| r.report_counter = 10).await;
+    assert_eq!((old.status, old.code()), (StatusCode::CONFLICT, "report_old".to_owned()));
+    let foreign = device.report(&fleet, |r| {
+        r.report_counter = 11;
+        r.device_id = other.id;
+    });
+    assert_eq!(foreign.await.code(), "E_DEVICE_MISMATCH");
+    device.forger = Some(fixed_key(9));
+    let forged = device.report(&fleet, |r| r.report_counter = 12).await;
+    assert!(forged.code().starts_with("E_SIG_"), "{}", forged.code());
+    device.forger = None;
+    let huge = device.post(&fleet, "/device/v1/report", vec![b'x'; (256 << 10) + 1]).await;
+    assert_eq!((huge.status, huge.code()), (StatusCode::PAYLOAD_TOO_LARGE, "E_TOO_LARGE".to_owned()));
+    assert_eq!(device.report(&fleet, |r| r.report_counter = 13).await.status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn reports_become_state_one_reason_and_events() {
+    let fleet = Fleet::new().await;
+    let release = fleet.release(false).await;
+    let mut device = fleet.device(1).await;
+    let path = format!("/api/v1/devices/{}", device.id);
+    assert_eq!(fleet.shown(&device).await["reason"]["code"], "updating");
+
+    device.report(&fleet, |_| {}).await;
+    let shown = fleet.shown(&device).await;
+    assert_eq!(shown["on_target"], true, "{shown}");
+    assert_eq!(shown["committed_release"], release.as_str());
+    assert_eq!(shown["lock"], "open");
+    let app = fleet.keys.app_id.to_string();
+    assert_eq!(shown["running"][&app]["web"]["state"], "absent");
+    assert!(shown["running"][&app]["web"]["desired"].as_str().unwrap().starts_with("sha256:"));
+
+    fleet.release(false).await;
+    device
+        .report(&fleet, |r| {
+            r.seq_applied -= 1;
+            r.lock = LockState::Locked;
+            r.reason = Some(Reason {
+                service: Some("web".parse().unwrap()),
+                exit_code: Some(7),
+                log_tail: vec!["out of cheese".to_owned()],
+                ..said("rolled_back")
+            });
+            r.committed = [(fleet.keys.app_id, release.parse().unwrap())].into();
+        })
+        .await;
+    let shown = fleet.shown(&device).await;
+    assert_eq!((&shown["on_target"], &shown["reason"]["code"]), (&json!(false), &json!("rolled_back")));
+    assert_eq!(shown["reason"]["log_tail"][0], "out of cheese");
+    let events = fleet.ok("GET", &format!("{path}/events"), None).await;
+    let kinds: Vec<_> =
+        events["items"].as_array().unwrap().iter().map(|e| e["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["lock", "reason", "committed", "enrolled"]);
+    assert_eq!(events["items"][1]["data"]["exit_code"], 7);
+
+    let report = fleet.call("GET", &format!("{path}/report"), None).await;
+    let envelope = Envelope::parse::<Report>(&report.bytes).unwrap();
+    verify::signed_by::<Report>(&device.key.public(), fleet.keys.fleet_id, &envelope).unwrap();
+}
+
+#[tokio::test]
+async fn events_of_a_device_are_bounded() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let mut tx = fleet.cloud.app.db.write().await.unwrap();
+    let many: Vec<_> =
+        (0..1_200).map(|n| devices::rows::NewEvent::new("reason", format!("c{n}"), "")).collect();
+    devices::rows::add_events(&mut tx, device.id, 1, &many).await.unwrap();
+    let count: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM device_events").fetch_one(&mut *tx).await.unwrap();
+    assert_eq!(count, 1_000);
+}
+
+#[tokio::test]
+async fn a_restarted_cloud_knows_devices_and_asks_them_to_log_in_again() {
+    let fleet = Fleet::new().await;
+    fleet.release(false).await;
+    let device = fleet.device(1).await;
+    let memory = devices::Memory::load(&fleet.cloud.app.db).await.unwrap();
+    assert_eq!(memory.get(device.id).unwrap().seq(), Some(1));
+    assert_eq!(memory.online(fleet.keys.fleet_id, app::now()), 0);
+    devices::presence::sweep(&fleet.cloud.app).await.unwrap();
+    let memory = devices::Memory::load(&fleet.cloud.app.db).await.unwrap();
+    assert_eq!(memory.online(fleet.keys.fleet_id, app::now()), 1, "when it was seen is written down");
+    let headers = [(header::AUTHORIZATION, format!("Bearer {}", device.session).parse().unwrap())];
+    assert_eq!(memory.session(&headers.into_iter().collect()).unwrap_err().code(), "token_invalid");
+}
+
+#[tokio::test]
+async fn after_a_restore_no_device_is_taken_for_a_clone() {
+    let fleet = Fleet::new().await;
+    let mut device = fleet.device(1).await;
+    // The back-up is from before this login.
+    let mut tx = fleet.cloud.app.db.write().await.unwrap();
+    sqlx::query("UPDATE devices SET link_hash = 'old', link_previous_hash = 'older'")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    devices::forget_links(&mut tx).await.unwrap();
+    tx.commit().await.unwrap();
+    device.login(&fleet).await;
+    device.login(&fleet).await;
+}
+
+#[tokio::test]
+async fn people_list_filter_name_and_tag_devices() {
+    let fleet = Fleet::new().await;
+    let mut ids = Vec::new();
+    for n in 1..=5 {
+        ids.push(fleet.device(n).await.id.to_string());
+    }
+    ids.sort();
+    let list = |query: &str| {
+        let path = format!("/api/v1/fleets/porch/devices{query}");
+        let fleet = &fleet;
+        async move {
+            let page = fleet.ok("GET", &path, None).await;
+            let ids =
+                page["items"].as_array().unwrap().iter().map(|d| d["device_id"].as_str().unwrap().to_owned());
+            (ids.collect::<Vec<_>>(), page["next"].clone())
+        }
+    };
+    assert_eq!(list("").await.0, ids);
+    let (first, next) = list("?limit=2").await;
+    assert_eq!(first, ids[..2]);
+    let (second, next) = list(&format!("?limit=2&after={}", next.as_str().unwrap())).await;
+    assert_eq!(second, ids[2..4]);
+    assert_eq!(
+        list(&format!("?limit=2&after={}", next.as_str().unwrap())).await,
+        (ids[4..].to_vec(), Value::Null)
+    );
+
+    let path = |n: usize| format!("/api/v1/devices/{}", ids[n]);
+    let tags = json!({"name": "kitchen", "tags": {"site": "paris", "ring": "1"}});
+    let shown = fleet.ok("PATCH", &path(1), Some(tags)).await;
+    assert_eq!((&shown["name"], &shown["tags"]["site"]), (&json!("kitchen"), &json!("paris")));
+    fleet.ok("PATCH", &path(3), Some(json!({"tags": {"site": "paris"}}))).await;
+    assert_eq!(list("?tag=site=paris").await.0, [ids[1].clone(), ids[3].clone()]);
+    assert_eq!(list("?tag=site=paris&tag=ring=1").await.0, [ids[1].clone()]);
+    fleet.ok("PATCH", &path(1), Some(json!({"tags": {"site": null}}))).await;
+    assert_eq!(list("?tag=site=paris").await.0, [ids[3].clone()]);
+
+    for (body, code) in [
+        (json!({"name": "a\u{202e}b"}), "name_invalid"),
+        (json!({"name": ""}), "name_invalid"),
+        (json!({"tags": {"a b": "c"}}), "tag_invalid"),
+        (json!({"colour": "red"}), "body_invalid"),
+        (json!({"pinned_release": "9.9.9"}), "not_found"),
+    ] {
+        assert_eq!(fleet.call("PATCH", &path(0), Some(body.clone())).await.code(), code, "{body}");
+    }
+    assert_eq!(fleet.call("GET", "/api/v1/fleets/porch/devices?tag=x", None).await.code(), "tag_invalid");
+    assert_eq!(fleet.call("GET", "/api/v1/fleets/porch/devices?limit=0", None).await.code(), "limit_invalid");
+}
+
+#[tokio::test]
+async fn a_viewer_looks_and_another_fleets_token_sees_nothing() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let viewer = fleet.cloud.user("eve@example.org", Role::Viewer).await;
+    let path = format!("/api/v1/devices/{}", device.id);
+    assert_eq!(fleet.cloud.call("GET", &path, &viewer, None).await.status, StatusCode::OK);
+    for (method, route, body) in [
+        ("PATCH", "", Some(json!({"name": "x"}))),
+        ("POST", "/revoke", None),
+        ("POST", "/accept", None),
+        ("POST", "/retry", None),
+        ("PUT", "/variables", Some(json!({"name": "A", "value": "b"}))),
+    ] {
+        let answer = fleet.cloud.call(method, &format!("{path}{route}"), &viewer, body).await;
+        assert_eq!(answer.code(), "role_insufficient", "{method} {route}");
+    }
+    let elsewhere = json!({"slug": "other", "device_type": "generic", "arch": "amd64"});
+    fleet.ok("POST", "/api/v1/fleets", Some(elsewhere)).await;
+    let other = fleets::by_slug(&fleet.cloud.app, "other").await.unwrap().fleet_id;
+    let token =
+        fleet.cloud.token("bob@example.org", Role::Owner, crate::auth::Scope::Full, Some(other)).await;
+    for route in ["", "/events", "/report", "/variables"] {
+        let answer = fleet.cloud.call("GET", &format!("{path}{route}"), &token, None).await;
+        assert_eq!(answer.code(), "not_found");
+        assert!(!String::from_utf8_lossy(&answer.bytes).contains("porch"), "existence is not told");
+    }
+}
+
+#[tokio::test]
+async fn a_parked_release_is_tried_again_when_a_person_asks() {
+    let fleet = Fleet::new().await;
+    fleet.release(false).await;
+    let device = fleet.device(1).await;
+    let asked = fleet.ok("POST", &format!("/api/v1/devices/{}/retry", device.id), None).await;
+    assert_eq!(asked["seq"], 2);
+    assert_eq!(device.assignment(&fleet, &AssignmentMark::default()).await.apps[0].retry, 1);
+}
+
+#[tokio::test]
+async fn acts_leave_audit_rows() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let path = format!("/api/v1/devices/{}", device.id);
+    fleet.ok("PATCH", &path, Some(json!({"name": "kitchen"}))).await;
+    fleet.ok("POST", &format!("{path}/retry"), None).await;
+    let secret = json!({"name": "PASSWORD", "value": "hunter2", "secret": true});
+    fleet.ok("PUT", &format!("{path}/variables"), Some(secret)).await;
+    fleet.ok("POST", &format!("{path}/revoke"), None).await;
+    let audit = fleet.ok("GET", "/api/v1/audit", None).await.to_string();
+    for verb in ["device.change", "device.retry", "variable.set", "device.revoke"] {
+        assert!(audit.contains(verb), "{verb}");
+    }
+    assert!(!audit.contains("hunter2"));
+}
