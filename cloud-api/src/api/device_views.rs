@@ -9,6 +9,7 @@ use copal_protocol::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::fleets::Totals;
 use crate::{
     app::{self, App},
     devices::{
@@ -265,6 +266,24 @@ impl<'a> Viewer<'a> {
         }
         Ok(self.releases.get(id).and_then(Option::as_ref))
     }
+}
+
+/// How the devices of a fleet fare.
+pub(crate) async fn totals(app: &App, fleet: &FleetRow) -> Result<Totals> {
+    let viewer = Viewer::new(app, fleet).await?;
+    let found: Vec<DeviceRow> =
+        sqlx::query_as(rows::select_device!(light "WHERE d.fleet_id = $1 AND d.state = 'accepted'"))
+            .bind(fleet.fleet_id.to_string())
+            .fetch_all(app.db.read())
+            .await?;
+    let mut totals = Totals { total: found.len() as u64, ..Totals::default() };
+    for row in &found {
+        let standing = viewer.standing(row)?;
+        totals.online += u64::from(viewer.online(row)?);
+        totals.on_target += u64::from(standing.on_target);
+        totals.failed += u64::from(standing.failed());
+    }
+    Ok(totals)
 }
 
 /// Version of the newest release that waits for the owner, where it is newer than what the fleet should run.

@@ -186,3 +186,88 @@ fn frame(numbered: &Numbered) -> Option<Frame> {
     let kind = serde_json::to_value(&numbered.event).ok()?["kind"].as_str()?.to_owned();
     Some(Frame::default().id(numbered.id.to_string()).event(kind).data(data))
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, http::Request};
+    use futures_util::StreamExt as _;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::{
+        auth::{Role, Scope},
+        bus::Event,
+        store::fleets,
+        testing::Cloud,
+    };
+
+    async fn open(cloud: &Cloud, token: &str, query: &str, last: Option<u64>) -> Response {
+        let mut request = Request::get(format!("/api/v1/events{query}"))
+            .header(header::AUTHORIZATION, format!("Bearer {token}"));
+        if let Some(last) = last {
+            request = request.header("last-event-id", last.to_string());
+        }
+        cloud.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    }
+
+    /// Frames until `n` events came.
+    async fn read(response: Response, n: usize) -> String {
+        let mut text = String::new();
+        let mut stream = response.into_body().into_data_stream();
+        while text.matches("event:").count() < n {
+            text.push_str(std::str::from_utf8(&stream.next().await.unwrap().unwrap()).unwrap());
+        }
+        text
+    }
+
+    fn device(fleet: &str, id: &str) -> Event {
+        Event::Device { fleet_id: fleet.to_owned(), id: id.to_owned() }
+    }
+
+    #[tokio::test]
+    async fn what_was_missed_comes_first_then_what_happens() {
+        let cloud = Cloud::new().await;
+        let anna = cloud.user("anna@example.org", Role::Viewer).await;
+        let mut live = cloud.app.bus.subscribe();
+        for id in ["a", "b"] {
+            cloud.app.bus.publish(device("f", id));
+        }
+        let seen = live.recv().await.unwrap().id;
+        let stream = open(&cloud, &anna, "", Some(seen)).await;
+        assert_eq!(stream.headers()[header::CONTENT_TYPE], "text/event-stream");
+        cloud.app.bus.publish(device("f", "c"));
+        let text = read(stream, 2).await;
+        assert!(!text.contains("\"id\":\"a\""), "{text}");
+        assert!(text.contains(&format!("id: {}", seen + 1)), "{text}");
+        assert!(text.contains("event: device\n"), "{text}");
+        let (b, c) = (text.find("\"id\":\"b\"").unwrap(), text.find("\"id\":\"c\"").unwrap());
+        assert!(b < c);
+        let lost = open(&cloud, &anna, "", Some(1)).await;
+        assert!(read(lost, 1).await.contains("event: reset"));
+    }
+
+    #[tokio::test]
+    async fn a_listener_hears_of_its_fleets_alone_and_ends_with_the_cloud() {
+        let cloud = Cloud::new().await;
+        let anna = cloud.user("anna@example.org", Role::Owner).await;
+        for slug in ["mine", "other"] {
+            let body = serde_json::json!({"slug": slug, "device_type": "generic", "arch": "amd64"});
+            cloud.call("POST", "/api/v1/fleets", &anna, Some(body)).await;
+        }
+        let mine = fleets::by_slug(&cloud.app, "mine").await.unwrap().fleet_id;
+        let other = fleets::by_slug(&cloud.app, "other").await.unwrap().fleet_id;
+        let narrow = cloud.token("bob@example.org", Role::Viewer, Scope::Read, Some(mine)).await;
+        for (token, query) in [(&anna, "?fleet=mine"), (&narrow, "")] {
+            let stream = open(&cloud, token, query, None).await;
+            cloud.app.bus.publish(device(&other.to_string(), "theirs"));
+            cloud.app.bus.publish(device(&mine.to_string(), "ours"));
+            let text = read(stream, 1).await;
+            assert!(text.contains("ours") && !text.contains("theirs"), "{text}");
+        }
+        assert_eq!(open(&cloud, &narrow, "?fleet=other", None).await.status(), StatusCode::NOT_FOUND);
+        assert_eq!(open(&cloud, "", "", None).await.status(), StatusCode::UNAUTHORIZED);
+        let stream = open(&cloud, &anna, "", None).await;
+        cloud.app.stopping.cancel();
+        assert!(stream.into_body().into_data_stream().next().await.is_none());
+    }
+}

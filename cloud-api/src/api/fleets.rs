@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Json, Page, Paging, Path, Query};
+use super::{Json, Page, Paging, Path, Query, device_views};
 use crate::{
     app::{self, App},
     audit,
@@ -128,29 +128,11 @@ pub(crate) fn view(app: &App, row: FleetRow, devices: Totals) -> Fleet {
     }
 }
 
-/// Counts the devices of each of these fleets.
+/// The fleets as people see them, with their devices counted.
 async fn totals(app: &App, rows: Vec<FleetRow>) -> Result<Vec<Fleet>> {
     let mut out = Vec::with_capacity(rows.len());
     for row in rows {
-        let (total, on_target, failed): (i64, i64, i64) = sqlx::query_as(
-            // As `devices/standing.rs` decides for one device, counted by the database for many.
-            "SELECT COUNT(*), \
-             COALESCE(SUM(CASE WHEN d.reason IS NULL AND NOT d.clone_suspected AND d.held_back IS NULL \
-               AND a.release_id IS NOT NULL AND d.committed_release = a.release_id \
-               AND d.report_epoch = a.assign_epoch AND d.seq_applied = a.seq THEN 1 ELSE 0 END), 0), \
-             COALESCE(SUM(CASE WHEN d.clone_suspected OR d.held_back IS NOT NULL OR (d.reason IS NOT NULL \
-               AND json_extract(d.reason, '$.code') NOT IN ('downloading', 'starting', 'trial', 'locked', \
-               'waiting_dependency', 'waiting_not_before', 'engine_absent', 'not_fresh', 'no_assignment')) \
-               THEN 1 ELSE 0 END), 0) \
-             FROM devices d LEFT JOIN assignments a ON a.device_id = d.device_id \
-             WHERE d.fleet_id = $1 AND d.state IN ('accepted', 'preauthorised')",
-        )
-        .bind(row.fleet_id.to_string())
-        .fetch_one(app.db.read())
-        .await?;
-        let online = app.devices.online(row.fleet_id, app::now());
-        let n = i64::unsigned_abs;
-        let totals = Totals { total: n(total), online, on_target: n(on_target), failed: n(failed) };
+        let totals = device_views::totals(app, &row).await?;
         out.push(view(app, row, totals));
     }
     Ok(out)

@@ -38,11 +38,16 @@ pub(crate) struct Place<'a> {
 /// # Errors
 /// The reason, with one of the codes `release_invalidated`, `release_not_published`, `awaiting_signature`,
 /// `release_revoked`, `below_floor`, `incompatible`, or the `E_…` a device would answer with.
-pub(crate) fn fits(candidate: &Candidate, app: AppId, root: &Root, place: &Place<'_>) -> Result<(), Reason> {
+pub(crate) fn fits(
+    candidate: &Candidate,
+    app: AppId,
+    root: &Root,
+    place: &Place<'_>,
+) -> Result<(), Box<Reason>> {
     let release = &candidate.release;
     let version = &release.version;
     let refuse = |code: &str, message: String| {
-        Err(Reason { release: Some(candidate.sha256), ..reason(code, message) })
+        Err(Box::new(Reason { release: Some(candidate.sha256), ..reason(code, message) }))
     };
     match candidate.status {
         ReleaseStatus::Final | ReleaseStatus::Draft => {}

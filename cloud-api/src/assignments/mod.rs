@@ -309,7 +309,7 @@ impl<'a> Work<'a> {
         };
         match content::fits(&candidate, setting.app_id, &setting.root, &place) {
             Ok(()) => Ok((Some(candidate), None)),
-            Err(reason) => Ok((given, Some(reason))),
+            Err(reason) => Ok((given, Some(*reason))),
         }
     }
 
@@ -431,7 +431,7 @@ impl<'a> Work<'a> {
             self.app.devices.set_mark(*device, *mark);
         }
         let mut changed: Vec<DeviceId> = self.marks.drain(..).map(|(device, _)| device).collect();
-        changed.extend(self.held.drain(..));
+        changed.append(&mut self.held);
         changed.sort_unstable();
         changed.dedup();
         let fleet_id = self.fleet.to_string();

@@ -261,11 +261,6 @@ impl Memory {
         }
     }
 
-    /// How many devices of a fleet are online.
-    pub(crate) fn online(&self, fleet: FleetId, now: u64) -> u64 {
-        read(&self.devices).values().filter(|e| e.fleet_id == fleet && e.is_online(now)).count() as u64
-    }
-
     /// What changed since the last sweep; drops what has run out.
     pub(super) fn sweep(&self, now: u64) -> Swept {
         write(&self.sessions).retain(|_, session| session.opened.elapsed() < SESSION);

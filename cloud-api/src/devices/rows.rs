@@ -128,16 +128,23 @@ pub(crate) struct DeviceRow {
     pub(crate) seq: Option<i64>,
 }
 
-/// What [`DeviceRow`] is read by.
+/// What [`DeviceRow`] is read by. With `light` what only a page about one device shows is left out.
 macro_rules! select_device {
+    (light $rest:literal) => {
+        $crate::devices::rows::select_device!("NULL AS progress, NULL AS running", $rest)
+    };
     ($rest:literal) => {
+        $crate::devices::rows::select_device!("d.progress, d.running", $rest)
+    };
+    ($heavy:literal, $rest:literal) => {
         concat!(
             "SELECT d.device_id, d.fleet_id, d.name, d.state, d.public_key, d.introduction_id, d.introduction_mac, d.arch,
              d.device_type, d.created_at, d.last_seen, d.pinned_release, d.link_hash, d.link_previous_hash,
              d.clone_suspected, d.report_counter, d.report_epoch, d.report_at, d.agent_version, d.os_version,
-             d.root_version, d.lock_state, d.seq_applied, d.committed_release, d.reason, d.progress, d.running,
-             d.held_back, a.release_id AS assigned_release, a.assign_epoch, a.seq
-             FROM devices d LEFT JOIN assignments a ON a.device_id = d.device_id ",
+             d.root_version, d.lock_state, d.seq_applied, d.committed_release, d.reason, d.held_back,
+             a.release_id AS assigned_release, a.assign_epoch, a.seq, ",
+            $heavy,
+            " FROM devices d LEFT JOIN assignments a ON a.device_id = d.device_id ",
             $rest
         )
     };
@@ -148,11 +155,6 @@ impl DeviceRow {
     /// Its id.
     pub(crate) fn id(&self) -> Result<DeviceId> {
         self.device_id.parse().map_err(Problem::internal)
-    }
-
-    /// Its fleet.
-    pub(crate) fn fleet(&self) -> Result<FleetId> {
-        self.fleet_id.parse().map_err(Problem::internal)
     }
 
     /// Its key.

@@ -263,7 +263,9 @@ async fn check(
     Ok(())
 }
 
-fn refusal(reason: Reason) -> Problem {
+#[allow(clippy::boxed_local, reason = "it comes boxed, since it is large")]
+fn refusal(reason: Box<Reason>) -> Problem {
+    let reason = *reason;
     const CODES: &[&str] = &[
         "release_invalidated",
         "release_not_published",

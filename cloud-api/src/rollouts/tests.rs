@@ -96,11 +96,11 @@ async fn what_devices_would_refuse_is_not_deployed() {
     let shown = fleet.ok("GET", &format!("/api/v1/releases/{second}"), None).await;
     let app = fleet.keys.app_id.to_string();
     let floor = shown["counter"].as_u64().unwrap();
-    fleet.new_root(|root| drop(root.floors.insert(app, floor))).await;
+    fleet.new_root(|root| root.floors.extend([(app, floor)])).await;
     assert_eq!(refused(&fleet, json!({"release": first})).await, "below_floor");
     let third = fleet.release(false).await;
-    let revoked = third.parse().unwrap();
-    fleet.new_root(|root| drop(root.revoked_releases.insert(revoked))).await;
+    let revoked: copal_protocol::ids::Sha256Hex = third.parse().unwrap();
+    fleet.new_root(|root| root.revoked_releases.extend([revoked])).await;
     assert_eq!(given(&fleet, &device).await, second, "a revoked newest release is left at once");
     assert_eq!(refused(&fleet, json!({"release": third})).await, "release_revoked");
 }

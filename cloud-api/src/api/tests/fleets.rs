@@ -114,7 +114,7 @@ async fn a_fleet_with_devices_is_deleted_only_by_force() {
     let mut tx = cloud.app.db.write().await.unwrap();
     sqlx::query(
         "INSERT INTO devices (device_id, fleet_id, name, state, public_key, seal_key, arch, device_type, created_at) \
-         VALUES ('00', $1, 'd', 'accepted', 'k', 's', 'amd64', 'x', 0)",
+         VALUES ('00112233445566778899aabbccddeeff', $1, 'd', 'accepted', 'k', 's', 'amd64', 'x', 0)",
     )
     .bind(&id)
     .execute(&mut *tx)
