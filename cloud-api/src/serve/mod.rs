@@ -7,6 +7,8 @@ mod control;
 mod layers;
 mod listener;
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub use control::ask;
 pub use run::{lock, run};
