@@ -3,11 +3,14 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     net::SocketAddr,
+    pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -33,8 +36,8 @@ const SPARE_FILES: u64 = 256;
 /// The most connections, whatever the system would allow.
 const MOST: u64 = 200_000;
 
-/// Connections that have not yet sent a whole request head, oldest first. When there is no room for another, the
-/// oldest of these goes: a peer that is slow on purpose must not keep others out.
+/// Connections with no request in hand: before their first, and between two. When there is no room for another, the one
+/// that has been silent longest goes: a peer that is slow on purpose must not keep others out.
 #[derive(Debug, Default)]
 struct Silent {
     next: AtomicU64,
@@ -42,24 +45,82 @@ struct Silent {
 }
 
 impl Silent {
-    fn enter(&self) -> (u64, CancellationToken) {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let token = CancellationToken::new();
-        self.lock().insert(id, token.clone());
-        (id, token)
-    }
-
-    fn leave(&self, id: u64) {
-        self.lock().remove(&id);
-    }
-
     fn evict(&self) -> bool {
         let oldest = self.lock().pop_first();
         oldest.inspect(|(_, token)| token.cancel()).is_some()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection's place among the others.
+#[derive(Debug)]
+struct Seat {
+    silent: Arc<Silent>,
+    /// Where it stands in [`Silent`]; 0 while a request is in hand.
+    place: AtomicU64,
+    evicted: CancellationToken,
+}
+
+impl Seat {
+    fn take(silent: &Arc<Silent>) -> Arc<Self> {
+        let seat =
+            Self { silent: silent.clone(), place: AtomicU64::new(0), evicted: CancellationToken::new() };
+        seat.silent();
+        Arc::new(seat)
+    }
+
+    fn silent(&self) {
+        let place = self.silent.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let before = self.place.swap(place, Ordering::Relaxed);
+        let mut waiting = self.silent.lock();
+        waiting.remove(&before);
+        waiting.insert(place, self.evicted.clone());
+    }
+
+    fn busy(&self) {
+        let place = self.place.swap(0, Ordering::Relaxed);
+        self.silent.lock().remove(&place);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.busy();
+    }
+}
+
+/// A response body; once it is sent (or dropped) its connection is silent again.
+struct Tracked {
+    body: Body,
+    seat: Arc<Seat>,
+}
+
+impl hyper::body::Body for Tracked {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<bytes::Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.seat.silent();
     }
 }
 
@@ -115,13 +176,13 @@ pub(super) async fn run(
         let (terminator, router, silent, stopping, abort) =
             (terminator.clone(), router.clone(), silent.clone(), stopping.clone(), abort.clone());
         tasks.spawn(async move {
-            let (id, evicted) = silent.enter();
+            let seat = Seat::take(&silent);
             tokio::select! {
-                () = connection(tcp, peer, terminator, router, (&silent, id), stopping) => {}
-                () = evicted.cancelled() => {}
+                () = connection(tcp, peer, terminator, router, seat.clone(), stopping) => {}
+                () = seat.evicted.cancelled() => {}
                 () = abort.cancelled() => {}
             }
-            silent.leave(id);
+            seat.busy();
             drop(permit);
         });
     }
@@ -139,14 +200,14 @@ async fn connection(
     peer: SocketAddr,
     terminator: Option<Terminator>,
     router: Router,
-    silent: (&Arc<Silent>, u64),
+    seat: Arc<Seat>,
     stopping: CancellationToken,
 ) {
     let _ = tcp.set_nodelay(true);
     match terminator {
-        None => http(tcp, peer, router, silent, stopping).await,
+        None => http(tcp, peer, router, seat, stopping).await,
         Some(terminator) => match terminator.accept(tcp).await {
-            Ok(Some(tls)) => http(tls, peer, router, silent, stopping).await,
+            Ok(Some(tls)) => http(tls, peer, router, seat, stopping).await,
             Ok(None) => {}
             Err(error) => tracing::debug!(%peer, %error, "handshake"),
         },
@@ -157,14 +218,18 @@ async fn http(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: SocketAddr,
     router: Router,
-    (silent, id): (&Arc<Silent>, u64),
+    seat: Arc<Seat>,
     stopping: CancellationToken,
 ) {
     let service = service_fn(|request: Request<Incoming>| {
-        silent.leave(id);
+        seat.busy();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer));
-        router.clone().oneshot(request)
+        let (router, seat) = (router.clone(), seat.clone());
+        async move {
+            let response = router.oneshot(request).await?;
+            Ok::<_, Infallible>(response.map(|body| Tracked { body, seat }))
+        }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())

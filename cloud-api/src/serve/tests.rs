@@ -74,6 +74,21 @@ async fn silent_peers_do_not_keep_others_out() {
 }
 
 #[tokio::test]
+async fn nor_do_those_who_asked_once_and_stay() {
+    let cloud = Cloud::new().await;
+    let server = start(cloud.router.clone(), None, 20).await;
+    let mut idle = Vec::new();
+    for _ in 0..60 {
+        let mut socket = TcpStream::connect(server.address).await.unwrap();
+        socket.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut answer = [0; 15];
+        socket.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        idle.push(socket);
+    }
+}
+
+#[tokio::test]
 async fn a_head_too_large_is_refused() {
     let cloud = Cloud::new().await;
     let server = start(cloud.router.clone(), None, 20).await;
