@@ -1,4 +1,5 @@
 //! A device and a cloud: what is accepted, what is refused with which code, and what goes on meanwhile.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::time::Duration;
 
