@@ -17,7 +17,7 @@ use std::{
 use copal_protocol::{
     documents::{Assignment, Document as _, LockState, Reason, Root},
     ids::Sha256Hex,
-    verify::{self, Error},
+    verify::{self, Code, Error},
 };
 use tokio::sync::watch;
 
@@ -362,7 +362,8 @@ impl Sync {
                     let waits = assignment.not_before.filter(|time| *time > self.clock.now());
                     self.not_before = waits;
                     let order = (assignment.assign_epoch, assignment.seq);
-                    if self.store.resolved().order == order || waits.is_some() {
+                    let resolved = self.store.resolved();
+                    if (resolved.order == order && resolved.refused.is_empty()) || waits.is_some() {
                         self.settled = Some(assignment.sha256());
                     }
                 }
@@ -390,6 +391,15 @@ impl Sync {
             c.fresh = fresh;
             c.refused_apps.extend(again);
         });
+        let unreadable = resolved.refused.iter().any(|(app, e)| {
+            !resolved.apps.contains_key(app)
+                && !matches!(e.code, Code::ReleaseRevoked | Code::ReleaseRollback)
+        });
+        if unreadable {
+            // An app without a target goes. Only the owner's word may bring that about, never a damaged file: what was
+            // last published stays, and at a start nothing is touched, until the cloud is heard.
+            return;
+        }
         let may_install = fresh || self.condition.borrow().offline_allowed;
         let target = resolved.into_target(may_install);
         self.targets.send_if_modified(|now| {
