@@ -154,7 +154,7 @@ async fn no_token_in_url(request: Request, next: Next) -> Result<Response> {
     let path = request.uri().path();
     let credential = |pair: &str| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        value.to_ascii_lowercase().contains("copal_")
+        holds_token(value)
             || (path.starts_with("/api/")
                 && matches!(
                     name.to_ascii_lowercase().as_str(),
@@ -168,6 +168,14 @@ async fn no_token_in_url(request: Request, next: Next) -> Result<Response> {
         ));
     }
     Ok(next.run(request).await)
+}
+
+/// Whether a token of ours is in this, its `_` perhaps percent-encoded. A name that merely begins like one is none.
+fn holds_token(value: &str) -> bool {
+    let value = value.replace("%5F", "_").replace("%5f", "_").replace("%2D", "-").replace("%2d", "-");
+    value.split(auth::tokens::PREFIX).skip(1).any(|rest| {
+        rest.bytes().take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')).count() >= 43
+    })
 }
 
 /// Bounds the time until an answer of `/api/v1` begins.
