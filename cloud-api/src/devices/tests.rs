@@ -641,6 +641,27 @@ async fn a_connected_device_costs_no_write_each_sweep_and_is_written_down_at_the
 }
 
 #[tokio::test]
+async fn a_revocation_holds_even_when_its_caller_hangs_up() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let path = format!("/api/v1/devices/{}/revoke", device.id);
+    {
+        let mut call = Box::pin(fleet.call("POST", &path, None));
+        // Polled until it waits for the first time, then dropped.
+        assert!(futures_util::poll!(&mut call).is_pending());
+    }
+    while fleet.shown(&device).await["state"] != "revoked" {
+        tokio::task::yield_now().await;
+    }
+    loop {
+        let answer = device.get(&fleet, "/device/v1/roots/1", None).await;
+        if answer.status == StatusCode::FORBIDDEN {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_device_has_few_sessions_and_the_oldest_ends_first() {
     let fleet = Fleet::new().await;
     let mut device = fleet.device(1).await;

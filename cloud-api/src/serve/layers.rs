@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::{
     Router,
     extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -36,6 +36,7 @@ pub fn around(rooms: Router<App>, app: &App) -> Router<App> {
     rooms
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(RequestBodyTimeoutLayer::new(BODY_IDLE))
+        .layer(middleware::from_fn(finished))
         .layer(middleware::from_fn(no_token_in_url))
         .layer(middleware::from_fn(in_time))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
@@ -193,4 +194,17 @@ async fn in_time(request: Request, next: Next) -> Result<Response> {
         )
         .retry_after(10)
     })
+}
+
+/// A write once begun is finished, whether or not the caller still listens: between a commit and telling memory of it
+/// (who is revoked, what is assigned) nothing may be dropped.
+async fn finished(request: Request, next: Next) -> Result<Response> {
+    let path = request.uri().path();
+    let write = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if !write || !(path.starts_with("/api/") || path.starts_with("/device/")) {
+        return Ok(next.run(request).await);
+    }
+    tokio::spawn(next.run(request).in_current_span())
+        .await
+        .map_err(|_| Problem::internal("a handler panicked"))
 }
