@@ -13,7 +13,7 @@ use crate::{
     auth, blobs, build,
     bus::{Bus, LocalBus},
     config::Config,
-    devices,
+    devices, git,
     keys::ServerKeys,
     registry,
     store::{Db, fleets},
@@ -46,6 +46,8 @@ pub struct Inner {
     pub blob_gate: blobs::Gate,
     /// Builds that wait and the one that runs.
     pub builds: build::Queue,
+    /// Pushes under way.
+    pub git: git::Memory,
     /// Registry tokens and uploads in progress.
     pub registry: registry::Memory,
     /// Set when the cloud is about to stop: streams and long polls end, requests finish.
@@ -75,6 +77,7 @@ pub async fn open(config: Config) -> anyhow::Result<App> {
         roots: fleets::Roots::default(),
         blob_gate: blobs::Gate::default(),
         builds: build::Queue::default(),
+        git: git::Memory::default(),
         registry: registry::Memory::default(),
         stopping: CancellationToken::new(),
         config,

@@ -16,7 +16,7 @@ use crate::{
     auth::{Caller, Role, Scope, tokens, users},
     backup, blobs,
     config::Config,
-    serve,
+    git, serve,
     settings::{self, Place, Settings},
     store::fleets,
     tls::private_ca,
@@ -77,6 +77,12 @@ enum Command {
     },
     /// Print the OpenAPI document.
     Openapi,
+    /// What git starts during a push.
+    #[command(hide = true)]
+    Hook {
+        /// `pre-receive` or `post-receive`.
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -183,6 +189,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Gc { place } => {
             println!("{}", Box::pin(collect(&place)).await?);
             Ok(())
+        }
+        Command::Hook { name } => {
+            let code = tokio::task::spawn_blocking(move || git::hook::run(&name)).await??;
+            std::process::exit(code);
         }
         Command::Openapi => {
             print!("{}", openapi::text());

@@ -277,8 +277,7 @@ impl EngineApi for Fake {
         let result = self.change(format!("stop {}", &id[60..]), |w| {
             if let Some((c, _)) = w.containers.get_mut(id) {
                 c.state = RunState::Exited;
-                // As a program does that takes the signal well.
-                c.exit_code = 0;
+                c.exit_code = 143;
             }
             Ok(())
         });

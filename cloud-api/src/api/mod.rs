@@ -5,6 +5,7 @@
 //! [`crate::error::Problem`]. Never here: SQL of another room's tables beyond counting, signing, building.
 
 pub mod audit;
+pub mod builds;
 pub mod deploy;
 pub mod device_views;
 pub mod devices;
@@ -51,4 +52,5 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(deploy::router())
         .merge(variables::router())
         .merge(events::router())
+        .merge(builds::router())
 }

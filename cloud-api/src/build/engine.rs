@@ -88,6 +88,17 @@ impl Engine {
 
     /// Builds one image and answers its id. Dropping the future ends the build in the engine.
     pub(super) async fn build(&self, call: &Call<'_>, log: &Log) -> Result<String, BuildError> {
+        match self.attempt(call, log).await {
+            // The cache does not tell platforms apart: it may hold the same files for another.
+            Err(error) if !call.nocache && error.0.contains("does not match the specified platform") => {
+                log.say("  the cache is of another platform; building anew");
+                self.attempt(&Call { nocache: true, ..*call }, log).await
+            }
+            result => result,
+        }
+    }
+
+    async fn attempt(&self, call: &Call<'_>, log: &Log) -> Result<String, BuildError> {
         let args: HashMap<String, String> = call.args.clone().into_iter().collect();
         let labels: HashMap<String, String> = call.labels.clone().into_iter().collect();
         let memory = i32::try_from(call.memory).unwrap_or(i32::MAX);
@@ -220,7 +231,7 @@ impl Steps<'_> {
                 self.cached += 1;
             }
             let noise = word.is_empty()
-                || word.starts_with("---> ")
+                || word.starts_with("--->")
                 || word.starts_with("Removing intermediate container ")
                 || word.starts_with("Successfully built ")
                 || word.starts_with("Successfully tagged ");

@@ -1,5 +1,5 @@
-//! An image of the engine into the registry, byte for byte where it matters: the config is stored as it is, so that
-//! the image's id stays the config's digest; each layer's tar must have the `diff_id` the config promises. Layers are
+//! An image of the engine into the registry, byte for byte where it matters: the config is stored as it is (but for
+//! the architecture of an image built from nothing), so that the image's id stays the config's digest; each layer's tar must have the `diff_id` the config promises. Layers are
 //! compressed here, once for each `diff_id`, in a way that gives equal bytes for equal tars.
 
 use std::{
@@ -123,16 +123,17 @@ fn lexical(path: &Path) -> PathBuf {
     out
 }
 
-/// Brings an exported image into a repository.
+/// Brings an exported image into a repository. `from_nothing`: no base image gave it an architecture.
 pub(super) async fn store(
     app: &App,
     repo: &str,
     exported: &Path,
     id: &Digest,
     arch: &str,
+    from_nothing: bool,
 ) -> Result<Stored, BuildError> {
     let path = exported.to_owned();
-    let (saved, config_bytes, config, layers) = blocking(move || {
+    let (saved, mut config_bytes, config, layers) = blocking(move || {
         let saved = Saved::open(&path)?;
         let manifest: Vec<SavedImage> = serde_json::from_slice(&saved.small("manifest.json")?)?;
         let image =
@@ -145,7 +146,9 @@ pub(super) async fn store(
     if Digest::of(&config_bytes) != *id {
         return Err(BuildError::internal(format!("the exported config is not {id}")));
     }
-    if config.os != "linux" || config.architecture != arch {
+    if from_nothing && config.architecture != arch {
+        config_bytes = said_to_be(&config_bytes, arch).map_err(BuildError::internal)?;
+    } else if config.os != "linux" || config.architecture != arch {
         return Err(BuildError::new(format!(
             "the image is for {}/{}, the fleet's devices are linux/{arch}; use a base image that exists for linux/{arch}",
             config.os, config.architecture
@@ -195,6 +198,15 @@ pub(super) async fn store(
     let image =
         ImageRef { repo: repo.to_owned(), manifest_digest, config_digest, config_size, size, layers: stored };
     Ok(Stored { image, new_layers, new_bytes })
+}
+
+/// The config of an image that was built from nothing, for the architecture of what was copied into it; the builder
+/// puts in its own.
+fn said_to_be(config: &[u8], arch: &str) -> serde_json::Result<Vec<u8>> {
+    let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(config)?;
+    config.insert("architecture".to_owned(), arch.into());
+    config.remove("variant");
+    serde_json::to_vec(&config)
 }
 
 /// The blob a layer is already stored as, linked into this repository.

@@ -129,3 +129,15 @@ fn scratch_dir(app: &App) -> PathBuf {
 fn time_limit(app: &App) -> Duration {
     Duration::from_secs(app.config.build.time_s)
 }
+
+/// Publishes the release of a build that no push waits for.
+pub fn publish_when_done(app: &App, job: &std::sync::Arc<Job>) {
+    let (app, job) = (app.clone(), job.clone());
+    tokio::spawn(async move {
+        if let Outcome::Succeeded { release } = job.outcome().await
+            && let Err(problem) = crate::releases::publish(&app, &release).await
+        {
+            tracing::error!(%problem, release, "publishing the release of an upload");
+        }
+    });
+}

@@ -269,7 +269,7 @@ async fn one_build(
         blocking(move || read_dockerfile(&dir, &spec, &service, &arch, &device_type)).await?
     };
     let text = resolve::fill_template(&text, &fleet.arch, &fleet.device_type);
-    let prepared = dockerfile::prepare(&text, &builder_name(app), &platform(fleet));
+    let prepared = dockerfile::prepare(&text, &builder_name(app), &platform(fleet), spec.target.as_deref());
     job.log.say(&format!("[{name}] building {file}"));
     if prepared.runs() && !engine.can_run(&fleet.arch) {
         return Err(emulation_missing(&file, &prepared, &engine.arch, &fleet.arch));
@@ -293,12 +293,12 @@ async fn one_build(
         args: &spec.args,
         labels: &spec.labels,
         target: spec.target.as_deref(),
-        platform: &engine_platform(&fleet.arch),
+        platform: &engine_platform(if prepared.only_scratch { &engine.arch } else { &fleet.arch }),
         nocache: job.request.options.nocache,
         memory: app.config.build.memory,
     };
     let id = engine.build(&call, &job.log).await?;
-    let stored = keep(app, engine, scratch, fleet, name, &id).await;
+    let stored = keep(app, engine, scratch, fleet, name, &id, prepared.from_nothing).await;
     stored.map_err(|error| BuildError::new(format!("{file}: service {name}: {error}")))
 }
 
@@ -452,7 +452,7 @@ async fn one_pull(
         .unwrap_or_default()
         .iter()
         .find_map(|d| d.split_once('@')?.1.parse::<Digest>().ok());
-    let stored = keep(app, engine, scratch, fleet, name, &id)
+    let stored = keep(app, engine, scratch, fleet, name, &id, false)
         .await
         .map_err(|error| BuildError::new(format!("service {name}: {reference}: {error}")))?;
     let pinned = pinned.unwrap_or(stored.image.config_digest);
@@ -468,12 +468,21 @@ async fn keep(
     fleet: &fleets::FleetRow,
     name: &Name,
     id: &str,
+    from_nothing: bool,
 ) -> Result<image::Stored, BuildError> {
     let full = engine.inspect(id).await?.id.unwrap_or_default();
     let id: Digest = full.parse().map_err(BuildError::internal)?;
     let exported = TempFile::make(scratch).map_err(BuildError::internal)?;
     engine.export(&full, exported.path()).await?;
-    image::store(app, &registry::repo_of(&fleet.slug, name.as_str()), exported.path(), &id, &fleet.arch).await
+    image::store(
+        app,
+        &registry::repo_of(&fleet.slug, name.as_str()),
+        exported.path(),
+        &id,
+        &fleet.arch,
+        from_nothing,
+    )
+    .await
 }
 
 #[cfg(test)]

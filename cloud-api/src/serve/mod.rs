@@ -20,7 +20,7 @@ use crate::{
     app::App,
     devices,
     error::Problem,
-    registry,
+    git, registry,
 };
 
 /// Joins the routers of all rooms, within the layers every request passes. A room with routes outside `/api/v1` adds
@@ -32,6 +32,7 @@ pub fn router(app: App) -> Router {
         .nest("/api/v1", Router::from(api::router()))
         .route("/api/v1/openapi.json", get(openapi::serve))
         .merge(registry::router())
+        .merge(git::router())
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(metrics::serve))

@@ -64,6 +64,7 @@ pub async fn run(checked: Checked) -> anyhow::Result<()> {
     config.url = url.unwrap_or_else(|| settings::default_url(&config.tls, bound));
     config.tls_pins = terminator.as_ref().map(|t| t.pins.clone()).unwrap_or_default();
     let app = app::open(config).await?;
+    crate::git::start(&app).await?;
 
     let presence = start_rooms(&app).await?;
 
@@ -127,7 +128,7 @@ async fn collect(app: App) {
         match blobs::gc(&app).await {
             Ok(report) => tracing::info!(blobs = report.blobs, bytes = report.bytes, "collected garbage"),
             Err(error) => {
-                tracing::warn!(error = %format!("{error:#}"), "collecting garbage; tried again in a day");
+                tracing::warn!(error = %format!("{error:#}"), "collecting garbage; tried again in a day")
             }
         }
     }

@@ -1,7 +1,5 @@
 //! Over real sockets: bounds, TLS, the end.
 
-mod acme;
-
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
