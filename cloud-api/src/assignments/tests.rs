@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{refresh_all, refresh_device, refresh_fleet};
-use crate::devices::tests::Fleet;
+use crate::devices::testing::Fleet;
 
 async fn stored(fleet: &Fleet) -> Vec<(String, Vec<u8>)> {
     sqlx::query_as("SELECT device_id, envelope FROM assignments ORDER BY device_id")

@@ -20,13 +20,15 @@ mod enrol;
 mod limit;
 mod login;
 pub mod memory;
-pub(crate) mod presence;
+mod presence;
 mod report;
 pub(crate) mod rows;
 pub(crate) mod standing;
 pub mod state;
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use axum::{
     extract::{DefaultBodyLimit, FromRequest, Request},

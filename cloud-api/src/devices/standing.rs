@@ -28,7 +28,6 @@ const CLOUD: &[&str] = &[
     "awaiting_signature",
     "no_release",
     "updating",
-    "paused",
 ];
 
 /// What is known of a device.

@@ -9,7 +9,7 @@ use copal_protocol::{
 use serde_json::{Value, json};
 
 use super::{ReleaseStatus, discard, prepare, publish, unpublished};
-use crate::devices::tests::Fleet;
+use crate::devices::testing::Fleet;
 
 async fn status(fleet: &Fleet, id: &str) -> String {
     fleet.ok("GET", &format!("/api/v1/releases/{id}"), None).await["status"].as_str().unwrap().to_owned()

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::devices::tests::{Device, Fleet};
+use crate::devices::testing::{Device, Fleet};
 
 async fn deploy(fleet: &Fleet, body: Value) -> Value {
     fleet.ok("POST", "/api/v1/fleets/porch/deploy", Some(body)).await

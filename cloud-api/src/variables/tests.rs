@@ -9,7 +9,7 @@ use copal_protocol::{
 };
 use serde_json::{Value, json};
 
-use crate::devices::tests::{Device, Fleet};
+use crate::devices::testing::{Device, Fleet};
 
 async fn seq(fleet: &Fleet, device: &Device) -> u64 {
     device.assignment(fleet, &AssignmentMark::default()).await.seq
