@@ -26,6 +26,7 @@ pub mod setup;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
+pub mod users;
 pub mod variables;
 
 pub use extract::{Json, Path, Query, Raw};
@@ -42,6 +43,7 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(session::router())
         .merge(me::router())
         .merge(tokens::router())
+        .merge(users::router())
         .merge(server::router())
         .merge(audit::router())
         .merge(fleets::router())

@@ -288,3 +288,58 @@ async fn acts_are_listed_newest_first_in_pages() {
     let page = cloud.call("GET", &format!("/api/v1/audit?limit=2&after={next}"), &anna, None).await.json();
     assert_eq!((names(&page), &page["next"]), (vec!["t0".to_owned()], &Value::Null));
 }
+
+#[tokio::test]
+async fn owners_make_change_and_shut_out_users_but_never_the_last_owner() {
+    let cloud = Cloud::new().await;
+    let owner = cloud.user("olga@example.org", Role::Owner).await;
+    let new = json!({"email": "Bob@example.org", "password": PASSWORD, "role": "viewer"});
+    let made = cloud.call("POST", "/api/v1/users", &owner, Some(new.clone())).await;
+    assert_eq!((made.status, &made.json()["email"]), (StatusCode::CREATED, &json!("bob@example.org")));
+    assert_eq!(cloud.call("POST", "/api/v1/users", &owner, Some(new)).await.code(), "user_exists");
+    let path = format!("/api/v1/users/{}", made.json()["id"].as_str().unwrap());
+    let session = cookie(&sign_in(&cloud, "bob@example.org", PASSWORD).await);
+    assert_eq!(with_cookie(&cloud, "GET", "/api/v1/users", &session, &[]).await.code(), "role_insufficient");
+
+    let change = |path: String, body: Value| {
+        let (cloud, owner) = (&cloud, owner.clone());
+        async move { cloud.call("PATCH", &path, &owner, Some(body)).await }
+    };
+    assert_eq!(change(path.clone(), json!({"role": "admin"})).await.json()["role"], "admin");
+    assert_eq!(with_cookie(&cloud, "GET", "/api/v1/me", &session, &[]).await.json()["role"], "admin");
+    let out = change(path.clone(), json!({"disabled": true})).await.json();
+    assert!(out["disabled_at"].is_u64());
+    assert_eq!(with_cookie(&cloud, "GET", "/api/v1/me", &session, &[]).await.code(), "session_invalid");
+    assert_eq!(sign_in(&cloud, "bob@example.org", PASSWORD).await.code(), "sign_in_failed");
+    assert_eq!(change(path.clone(), json!({"disabled": false})).await.json()["disabled_at"], Value::Null);
+    assert_eq!(sign_in(&cloud, "bob@example.org", PASSWORD).await.status, StatusCode::OK);
+
+    let list = cloud.call("GET", "/api/v1/users", &owner, None).await.json();
+    let olga = format!("/api/v1/users/{}", list["items"][1]["id"].as_str().unwrap());
+    assert_eq!(list["items"][1]["email"], "olga@example.org");
+    for body in [json!({"role": "viewer"}), json!({"disabled": true})] {
+        assert_eq!(change(olga.clone(), body).await.code(), "last_owner");
+    }
+    assert_eq!(
+        cloud.call("GET", "/api/v1/users", &owner, None).await.status,
+        StatusCode::OK,
+        "nothing of it stands"
+    );
+    assert_eq!(change("/api/v1/users/none".to_owned(), json!({})).await.code(), "not_found");
+}
+
+#[tokio::test]
+async fn a_password_is_changed_with_the_current_one() {
+    let cloud = Cloud::new().await;
+    let anna = cloud.user("anna@example.org", Role::Viewer).await;
+    let ask = |current: &str, new: &str| {
+        let (cloud, anna, body) = (&cloud, anna.clone(), json!({"current": current, "new": new}));
+        async move { cloud.call("POST", "/api/v1/me/password", &anna, Some(body)).await }
+    };
+    assert_eq!(ask("wrong password", "another good one").await.code(), "password_wrong");
+    assert_eq!(ask(PASSWORD, "short").await.code(), "password_weak");
+    assert_eq!(ask(PASSWORD, "another good one").await.status, StatusCode::NO_CONTENT);
+    assert_eq!(sign_in(&cloud, "anna@example.org", PASSWORD).await.code(), "sign_in_failed");
+    let me = sign_in(&cloud, "anna@example.org", "another good one").await;
+    assert_eq!((me.status, &me.json()["role"]), (StatusCode::OK, &json!("viewer")));
+}
