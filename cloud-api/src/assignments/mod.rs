@@ -68,19 +68,6 @@ pub async fn refresh_device(app: &App, device: DeviceId) -> Result<Option<u64>> 
     Ok(seq)
 }
 
-/// Brings every fleet up to date: at start-up, for what was committed when the cloud stopped before it came here.
-///
-/// # Errors
-/// When the database fails.
-pub async fn refresh_all(app: &App) -> Result<()> {
-    let fleets: Vec<String> =
-        sqlx::query_scalar("SELECT fleet_id FROM fleets ORDER BY fleet_id").fetch_all(app.db.read()).await?;
-    for fleet in fleets {
-        refresh_fleet(app, fleet.parse().map_err(Problem::internal)?).await?;
-    }
-    Ok(())
-}
-
 /// Brings the assignments of a whole fleet up to date, in batches. Answers how many changed.
 ///
 /// # Errors

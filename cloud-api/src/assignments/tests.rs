@@ -4,8 +4,8 @@ use copal_protocol::verify::AssignmentMark;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::{refresh_all, refresh_device, refresh_fleet};
-use crate::devices::testing::Fleet;
+use super::{refresh_device, refresh_fleet};
+use crate::{devices::testing::Fleet, rollouts};
 
 async fn stored(fleet: &Fleet) -> Vec<(String, Vec<u8>)> {
     sqlx::query_as("SELECT device_id, envelope FROM assignments ORDER BY device_id")
@@ -22,7 +22,7 @@ async fn unchanged_content_keeps_its_bytes() {
     let before = stored(&fleet).await;
     assert_eq!(refresh_fleet(&fleet.cloud.app, fleet.keys.fleet_id).await.unwrap(), 0);
     refresh_device(&fleet.cloud.app, device.id).await.unwrap();
-    refresh_all(&fleet.cloud.app).await.unwrap();
+    rollouts::catch_up(&fleet.cloud.app).await.unwrap();
     assert_eq!(stored(&fleet).await, before);
 }
 

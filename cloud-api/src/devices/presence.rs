@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use super::{memory::Entry, rows};
 use crate::{
     app::{self, App},
-    assignments,
     bus::Event,
     error::Result,
+    rollouts,
 };
 
 /// Between two batches.
@@ -23,7 +23,7 @@ pub(super) fn heard(app: &App, entry: &Arc<Entry>) {
 
 /// First finishes what an earlier run left undone; then writes contacts down and tells who went offline, until the cloud stops; then once more.
 pub async fn run(app: App) {
-    if let Err(problem) = assignments::refresh_all(&app).await {
+    if let Err(problem) = rollouts::catch_up(&app).await {
         tracing::error!(%problem, "bringing assignments up to date at start");
     }
     loop {

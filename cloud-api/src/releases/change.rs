@@ -25,6 +25,12 @@ use crate::{
 /// # Errors
 /// `not_found`, or when the database fails.
 pub async fn publish(app: &App, id: &str) -> Result<ReleaseStatus> {
+    // A task of its own: the push it belongs to may hang up, and a final release must reach its fleet all the same.
+    let (app, id) = (app.clone(), id.to_owned());
+    tokio::spawn(async move { settle(&app, &id).await }).await.map_err(Problem::internal)?
+}
+
+async fn settle(app: &App, id: &str) -> Result<ReleaseStatus> {
     let mut tx = app.db.write().await?;
     let row = rows::by_id_in(&mut tx, id).await?;
     let status = row.status()?;

@@ -224,6 +224,19 @@ pub async fn follow_latest(app: &App, fleet: FleetId) -> Result<()> {
     Ok(())
 }
 
+/// At start-up: finishes for every fleet what was committed when the cloud stopped before it came to the rest.
+///
+/// # Errors
+/// When the database fails.
+pub async fn catch_up(app: &App) -> Result<()> {
+    let fleets: Vec<String> =
+        sqlx::query_scalar("SELECT fleet_id FROM fleets ORDER BY fleet_id").fetch_all(app.db.read()).await?;
+    for fleet in fleets {
+        follow_latest(app, fleet.parse().map_err(Problem::internal)?).await?;
+    }
+    Ok(())
+}
+
 /// Whether the release may go to every device it is meant for.
 async fn check(
     tx: &mut Tx,

@@ -119,3 +119,22 @@ async fn a_device_of_another_kind_is_left_alone_and_says_why() {
     assert_eq!(refused(&fleet, named).await, "incompatible");
     deploy(&fleet, json!({"release": release})).await;
 }
+
+#[tokio::test]
+async fn what_a_stop_cut_short_is_finished_at_the_next_start() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let first = fleet.release(false).await;
+    let id = crate::releases::prepare(&fleet.cloud.app, fleet.new_release(false)).await.unwrap();
+    // As if the cloud had stopped right after the commit that made it final.
+    let mut tx = fleet.cloud.app.db.write().await.unwrap();
+    sqlx::query("UPDATE releases SET status = 'final' WHERE id = $1")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(given(&fleet, &device).await, first);
+    super::catch_up(&fleet.cloud.app).await.unwrap();
+    assert_eq!(given(&fleet, &device).await, id);
+}
