@@ -475,6 +475,60 @@ async fn an_arm64_fleet_is_built_for_on_another_machine_and_told_what_to_install
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_folder_can_be_uploaded_its_build_followed_and_tried_again() {
+    if !engine() {
+        return;
+    }
+    let cloud = Cloud::start("amd64").await;
+    let p = cloud.project("p", &[("Dockerfile", "FROM scratch\nCOPY none /\n"), ("hello.txt", "one")]);
+    let post = |path: &str, body: Option<&Path>| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "-X", "POST", "-H", &format!("Authorization: Bearer {}", cloud.token)]);
+        if let Some(body) = body {
+            curl.arg("--data-binary")
+                .arg(format!("@{}", body.display()))
+                .args(["-H", "Content-Type: application/x-tar"]);
+        }
+        let out = curl.arg(format!("http://{}/api/v1{path}", cloud.address)).output().unwrap();
+        serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap()
+    };
+    let log = |id: &str| {
+        let out = Command::new("curl")
+            .args(["-sS", "-H", &format!("Authorization: Bearer {}", cloud.token)])
+            .arg(format!("http://{}/api/v1/builds/{id}/log?follow=true", cloud.address))
+            .output()
+            .unwrap();
+        text(&out)
+    };
+    let pack = |name: &str| {
+        let tar = cloud.dir.path().join(name);
+        let done = Command::new("tar")
+            .args(["czf"])
+            .arg(&tar)
+            .args(["--exclude=.git", "-C"])
+            .arg(&p.path)
+            .arg(".")
+            .status();
+        assert!(done.unwrap().success());
+        tar
+    };
+    let build = post("/fleets/demo/builds", Some(&pack("bad.tgz")));
+    let id = build["id"].as_str().unwrap_or_else(|| panic!("{build}")).to_owned();
+    assert!(log(&id).contains("FAILED  Dockerfile:2: COPY none /"));
+    let again = post(&format!("/builds/{id}/retry"), None);
+    assert!(log(again["id"].as_str().unwrap()).contains("FAILED"));
+    fs::write(p.path.join("Dockerfile"), SCRATCH).unwrap();
+    let build = post("/fleets/demo/builds?note=by%20hand", Some(&pack("good.tgz")));
+    assert!(log(build["id"].as_str().unwrap()).contains("image sha256:"));
+    eventually("it is published", || {
+        let release = cloud.api("/fleets/demo/releases")["items"][0].clone();
+        (release["status"] == "final" && release["note"] == "by hand").then_some(())
+    });
+    let missing = post("/builds/00112233445566778899aabbccddeeff/retry", None);
+    assert_eq!(missing["code"], "not_found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn fifty_megabytes_of_history_stream_through() {
     if !engine() {
         return;

@@ -85,6 +85,9 @@ async fn remove_object(app: &App, digest: &Digest) -> object_store::Result<()> {
     }
 }
 
+/// Repository, digest, media type, subject, body, whether it stays by itself.
+type Row = (String, String, String, Option<String>, Vec<u8>, bool);
+
 /// A manifest, as far as reachability is concerned.
 struct Node {
     repo: String,
@@ -99,7 +102,7 @@ struct Node {
 async fn sweep_manifests(app: &App, horizon: i64) -> anyhow::Result<u64> {
     // The whole sweep is one write: what it saw is what it removes. Rows are small and it holds no blob bytes.
     let mut tx = app.db.write().await?;
-    let rows: Vec<(String, String, String, Option<String>, Vec<u8>, bool)> = sqlx::query_as(
+    let rows: Vec<Row> = sqlx::query_as(
         "SELECT m.repo, m.digest, m.media_type, m.subject, m.body,
             m.created_at >= $1
             OR EXISTS (SELECT 1 FROM image_tags t WHERE t.repo = m.repo AND t.digest = m.digest)

@@ -222,7 +222,10 @@ mod tests {
 
     const LIMITS: Limits = Limits { bytes: 1000, entries: 20 };
 
-    fn tar(entries: &[(&str, tar::EntryType, &[u8], &str)]) -> Vec<u8> {
+    /// Path, kind, content, link.
+    type Entry<'a> = (&'a str, tar::EntryType, &'a [u8], &'a str);
+
+    fn tar(entries: &[Entry<'_>]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
         for (path, kind, data, link) in entries {
             let mut header = tar::Header::new_gnu();
@@ -238,7 +241,7 @@ mod tests {
         builder.into_inner().unwrap()
     }
 
-    fn tried(entries: &[(&str, tar::EntryType, &[u8], &str)]) -> (tempfile::TempDir, Result<(), BuildError>) {
+    fn tried(entries: &[Entry<'_>]) -> (tempfile::TempDir, Result<(), BuildError>) {
         let dir = tempfile::tempdir().unwrap();
         let into = dir.path().join("in");
         fs::create_dir(&into).unwrap();
@@ -258,7 +261,7 @@ mod tests {
 
     #[test]
     fn whatever_leaves_the_project_is_refused_by_name_and_writes_nothing() {
-        let cases: &[(&[(&str, tar::EntryType, &[u8], &str)], &str)] = &[
+        let cases: &[(&[Entry<'_>], &str)] = &[
             (&[("../evil", FILE, b"x", "")], "climbs"),
             (&[("/evil", FILE, b"x", "")], "absolute"),
             (&[("a/../../evil", FILE, b"x", "")], "climbs"),

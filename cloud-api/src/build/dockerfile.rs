@@ -117,14 +117,13 @@ fn instructions(text: &str) -> Vec<(Instruction, usize)> {
     let escape = escape(text);
     let mut out = Vec::new();
     let mut open: Option<Instruction> = None;
-    let mut last = 0;
     for (index, raw) in text.lines().enumerate() {
         let line = raw.trim();
         // Comments and empty lines may stand within an instruction; they neither end nor continue it.
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        last = index + 1;
+        let last = index + 1;
         let continued = line.ends_with(escape);
         let part = line.strip_suffix(escape).unwrap_or(line).trim_end();
         match &mut open {

@@ -10,7 +10,7 @@ use axum::{
     body::Body,
     extract::{Path, RawQuery, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
-    response::{IntoResponse as _, Response},
+    response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -51,7 +51,7 @@ impl From<anyhow::Error> for Refusal {
     }
 }
 
-impl axum::response::IntoResponse for Refusal {
+impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let text = format!("{} ({})\n", self.0.detail(), self.0.code());
         let mut response = (self.0.status(), text).into_response();
@@ -100,7 +100,7 @@ pub(super) async fn info_refs(
 ) -> Response {
     Box::pin(refs(&app, &name, query.as_deref().unwrap_or(""), &headers))
         .await
-        .unwrap_or_else(|r| r.into_response())
+        .unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn refs(app: &App, name: &str, query: &str, headers: &HeaderMap) -> Result<Response, Refusal> {
@@ -140,7 +140,7 @@ pub(super) async fn upload_pack(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    Box::pin(fetch(&app, &name, &headers, body)).await.unwrap_or_else(|r| r.into_response())
+    Box::pin(fetch(&app, &name, &headers, body)).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn fetch(app: &App, name: &str, headers: &HeaderMap, body: Body) -> Result<Response, Refusal> {
@@ -177,7 +177,7 @@ pub(super) async fn receive_pack(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    Box::pin(receive(&app, &name, &headers, body)).await.unwrap_or_else(|r| r.into_response())
+    Box::pin(receive(&app, &name, &headers, body)).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn receive(app: &App, name: &str, headers: &HeaderMap, body: Body) -> Result<Response, Refusal> {

@@ -131,7 +131,7 @@ pub(super) fn targets(
                     ));
                 }
                 None => {
-                    said.push(format!("the tag {tag} is kept; only versions such as v1.2.3 make releases"))
+                    said.push(format!("the tag {tag} is kept; only versions such as v1.2.3 make releases"));
                 }
             }
         } else {

@@ -128,7 +128,7 @@ async fn collect(app: App) {
         match blobs::gc(&app).await {
             Ok(report) => tracing::info!(blobs = report.blobs, bytes = report.bytes, "collected garbage"),
             Err(error) => {
-                tracing::warn!(error = %format!("{error:#}"), "collecting garbage; tried again in a day")
+                tracing::warn!(error = %format!("{error:#}"), "collecting garbage; tried again in a day");
             }
         }
     }
