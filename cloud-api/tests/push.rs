@@ -529,6 +529,36 @@ async fn a_folder_can_be_uploaded_its_build_followed_and_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_whose_files_did_not_change_keeps_its_image() {
+    if !engine() {
+        return;
+    }
+    let cloud = Cloud::start("amd64").await;
+    let compose = "services:\n  web:\n    build: web\n    depends_on: [db]\n  db:\n    build: db\n    volumes: [\"data:/data\"]\nvolumes: {data: }\n";
+    let p = cloud.project(
+        "p",
+        &[
+            ("docker-compose.yml", compose),
+            ("web/Dockerfile", SCRATCH),
+            ("web/hello.txt", "one"),
+            ("db/Dockerfile.template", "# for %%COPAL_ARCH%%\nFROM scratch\nCOPY data-%%COPAL_ARCH%% /\n"),
+            ("db/data-amd64", "x"),
+        ],
+    );
+    let (ok, said) = p.push(&["main"]);
+    assert!(ok && said.contains("Compose project (docker-compose.yml): db, web for linux/amd64"), "{said}");
+    p.commit(&[("web/hello.txt", "two")]);
+    let (ok, said) = p.push(&["main"]);
+    assert!(ok, "{said}");
+    let releases = cloud.releases().await;
+    let image = |n: usize, service: &str| releases[n].2.services[service].images["linux/amd64"].clone();
+    assert_eq!(image(0, "db"), image(1, "db"));
+    assert_ne!(image(0, "web").config_digest, image(1, "web").config_digest);
+    assert_eq!(image(0, "web").repo, "demo/web");
+    assert!(releases[0].2.volumes.contains_key("data"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn fifty_megabytes_of_history_stream_through() {
     if !engine() {
         return;
