@@ -105,7 +105,7 @@ async fn find(app: &App, caller: &Caller, id: &str, act: Act) -> Result<(BuildRo
 /// The builds of a fleet, newest first.
 #[utoipa::path(get, path = "/fleets/{slug}/builds", tag = "builds", params(("slug" = String, Path), Paging),
     responses((status = 200, body = Page<Build>)))]
-async fn list(
+pub(crate) async fn list(
     State(app): State<App>,
     caller: Caller,
     Path(slug): Path<String>,
@@ -132,7 +132,7 @@ async fn list(
 /// One build.
 #[utoipa::path(get, path = "/builds/{id}", tag = "builds", params(("id" = String, Path)),
     responses((status = 200, body = Build)))]
-async fn show(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Json<Build>> {
+pub(crate) async fn show(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Json<Build>> {
     let (row, fleet) = find(&app, &caller, &id, Act::Read).await?;
     Ok(Json(Build::of(row, &fleet.slug)))
 }
@@ -150,7 +150,7 @@ pub struct LogQuery {
 /// A build's log from its beginning, as it grows with `follow`.
 #[utoipa::path(get, path = "/builds/{id}/log", tag = "builds", params(("id" = String, Path), LogQuery),
     responses((status = 200, body = String, content_type = "text/plain")))]
-async fn log(
+pub(crate) async fn log(
     State(app): State<App>,
     caller: Caller,
     Path(id): Path<String>,

@@ -84,34 +84,44 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
+fn csrf(why: &str) -> Problem {
+    Problem::forbidden(
+        "csrf",
+        format!(
+            "A write with the session cookie was refused: {why}. Use an API token outside the dashboard."
+        ),
+    )
+}
+
 /// Refuses a write that a foreign page could have caused. A browser sends the session cookie by itself; the header
-/// only a page of this origin can add, and `Origin` and `Sec-Fetch-Site` no page can forge.
+/// only a page of this origin can add.
 ///
 /// # Errors
 /// 403 `csrf`.
 pub fn same_site(headers: &HeaderMap, url: &str) -> Result<()> {
-    let text = |name: &str| headers.get(name).map(|v| v.to_str().unwrap_or("?"));
-    let refuse = |why: &str| {
-        Err(Problem::forbidden(
-            "csrf",
-            format!(
-                "A write with the session cookie was refused: {why}. Use an API token outside the dashboard."
-            ),
-        ))
-    };
-    if text(CSRF_HEADER) != Some("1") {
-        return refuse("the header X-Copal-CSRF: 1 is missing");
+    if headers.get(CSRF_HEADER).is_none_or(|v| v != "1") {
+        return Err(csrf("the header X-Copal-CSRF: 1 is missing"));
     }
+    own_page(headers, url)
+}
+
+/// The part of [`same_site`] that holds for plain forms too, which cannot add a header: `Origin` and
+/// `Sec-Fetch-Site` no page can forge.
+///
+/// # Errors
+/// 403 `csrf`.
+pub fn own_page(headers: &HeaderMap, url: &str) -> Result<()> {
+    let text = |name: &str| headers.get(name).map(|v| v.to_str().unwrap_or("?"));
     if let Some(site) = text("sec-fetch-site")
         && !matches!(site, "same-origin" | "none")
     {
-        return refuse("it comes from another site");
+        return Err(csrf("it comes from another site"));
     }
     if let Some(origin) = text("origin") {
         // The page may have been opened under another name of this server (an address instead of a name).
         let authority = origin.split_once("://").map_or(origin, |(_, a)| a);
         if origin != url && text("host") != Some(authority) {
-            return refuse("its Origin is not this server");
+            return Err(csrf("its Origin is not this server"));
         }
     }
     Ok(())

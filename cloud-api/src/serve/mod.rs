@@ -18,7 +18,7 @@ use axum::{Router, routing::get};
 use crate::{
     api::{self, health, metrics, openapi},
     app::App,
-    devices,
+    dashboard, devices,
     error::Problem,
     git, registry,
 };
@@ -33,6 +33,7 @@ pub fn router(app: App) -> Router {
         .route("/api/v1/openapi.json", get(openapi::serve))
         .merge(registry::router())
         .merge(git::router())
+        .merge(dashboard::router())
         .route("/healthz", get(health::healthz))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(metrics::serve))

@@ -117,6 +117,14 @@ impl Cloud {
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
+    /// Status and answer to raw bytes.
+    pub async fn put_bytes(&self, route: &str, body: Vec<u8>) -> (u16, String) {
+        let request = self.http.put(format!("{}/api/v1{route}", self.url)).bearer_auth(&self.token);
+        let request = request.header("content-type", "application/json").body(body);
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
     pub async fn text(&self, route: &str) -> String {
         let request = self.http.get(format!("{}{route}", self.url)).bearer_auth(&self.token);
         request.send().await.unwrap().text().await.unwrap()

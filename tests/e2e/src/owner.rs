@@ -5,6 +5,8 @@ use std::{
     process::{Output, Stdio},
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use copal_protocol::{documents::Root, envelope::Envelope, keys::SigningKey};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{io::AsyncWriteExt as _, process::Command};
@@ -72,6 +74,32 @@ impl Owner {
     pub async fn device_config(&self, fleet: &str, file: &Path, name: &str) -> PathBuf {
         self.ok(&["device", "config", fleet, "--name", name, "--out", path(file)]).await;
         file.to_owned()
+    }
+}
+
+impl Owner {
+    /// Makes, signs and uploads the next root as an owner with other tools would: `change` is theirs.
+    pub async fn next_root(&self, cloud: &Cloud, fleet: &str, change: impl FnOnce(&mut Root)) {
+        let newest = cloud.text(&format!("/api/v1/fleets/{fleet}/roots/latest")).await;
+        let envelope = Envelope::parse::<Root>(newest.as_bytes()).unwrap();
+        let mut root: Root = serde_json::from_slice(envelope.payload()).unwrap();
+        root.version += 1;
+        change(&mut root);
+        let next = Envelope::sign(&root, &[&self.root_key()]).unwrap();
+        let (status, body) = cloud.put_bytes(&format!("/fleets/{fleet}/root"), next.to_bytes()).await;
+        assert!(status < 300, "{status} {body}");
+    }
+
+    /// The owner's root key, out of the file the CLI made.
+    fn root_key(&self) -> SigningKey {
+        for file in std::fs::read_dir(self.home.path().join("keys/owner")).unwrap().flatten() {
+            let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+            if text.contains("role: root") {
+                let seed = text.split("\n\n").nth(1).unwrap().lines().next().unwrap();
+                return SigningKey::from_seed(&BASE64.decode(seed).unwrap().try_into().unwrap());
+            }
+        }
+        panic!("no root key in {}", self.home.path().display());
     }
 }
 

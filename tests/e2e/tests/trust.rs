@@ -16,7 +16,7 @@ use copal_protocol::{
     envelope::Envelope,
     keys::SigningKey,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const SHORT: &str = "labels: {io.copal.update.healthy-after: 2s}\nstop_grace_period: 1s";
 
@@ -260,18 +260,24 @@ async fn a_registry_that_serves_another_layer_or_config_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_expired_root_stops_new_releases_and_not_what_runs() {
-    let world = World::with_fleet(1, &["--root-expires", "12s"]).await;
+    let world = World::new(1).await;
     Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
     world.push_and_settle("works").await;
     let container = world.service(0, "app").await;
-    tokio::time::sleep(std::time::Duration::from_secs(12)).await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    world.owner.next_root(&world.cloud, "porch", |root| root.expires = now + 15).await;
+    // The release is made while the root is good, and reaches the device when it is not.
     world.repo.write("app/run.sh", format!("#!/bin/busybox sh\necho late\n{STAY}\n"));
-    let _ = world.repo.push("late").await;
+    world.cloud.call("POST", "/fleets/porch/deploy", json!({"release": world.latest().await["id"]})).await;
+    world.repo.push_ok("late").await;
+    let late = world.latest().await["id"].clone();
+    tokio::time::sleep(std::time::Duration::from_secs(16)).await;
+    world.cloud.call("POST", "/fleets/porch/deploy", json!({"release": late})).await;
     world.reason(0, "E_ROOT_EXPIRED").await;
     still_runs(&world, &container).await;
 
     // The owner renews it, and the device goes on.
-    world.owner.ok(&["root", "renew", "--fleet", "porch"]).await;
+    world.owner.ok(&["root", "renew", "porch", "--yes"]).await;
     world.repo.write("app/run.sh", format!("#!/bin/busybox sh\necho renewed\n{STAY}\n"));
     world.push_and_settle("renewed").await;
 }

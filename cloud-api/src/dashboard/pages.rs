@@ -1,0 +1,216 @@
+//! One handler a page. Each asks the API's handlers, with the rights of who is signed in.
+
+use askama::Template;
+use axum::{
+    extract::{Query, State},
+    response::Response,
+};
+use serde::Deserialize;
+
+use super::{Frame, Refusal, filters, page, views};
+use crate::{
+    api::{self, Json, Paging, Path, fleets},
+    app::App,
+    auth::Caller,
+};
+
+type Page = Result<Response, Refusal>;
+
+#[derive(Template)]
+#[template(path = "overview.html")]
+struct Overview {
+    frame: Option<Frame>,
+    url: String,
+    totals: fleets::Totals,
+    fleets: Vec<fleets::Fleet>,
+}
+
+pub(super) async fn overview(State(app): State<App>, caller: Caller) -> Page {
+    let paging = api::Query(Paging::new(Some(500), None));
+    let Json(list) = fleets::list(State(app.clone()), caller.clone(), paging).await?;
+    let mut totals = fleets::Totals::default();
+    for fleet in &list.items {
+        totals.total += fleet.devices.total;
+        totals.online += fleet.devices.online;
+        totals.on_target += fleet.devices.on_target;
+        totals.failed += fleet.devices.failed;
+    }
+    let frame = Frame::new(&caller, "overview", None);
+    Ok(page(&Overview { frame, url: app.config.url.clone(), totals, fleets: list.items }))
+}
+
+#[derive(Template)]
+#[template(path = "fleet.html")]
+struct Fleet {
+    frame: Option<Frame>,
+    fleet: fleets::Fleet,
+    devices: Vec<views::Device>,
+    builds: Vec<views::Build>,
+}
+
+/// How much of a longer list the fleet's page shows.
+const GLANCE: u32 = 10;
+
+pub(super) async fn fleet(State(app): State<App>, caller: Caller, Path(slug): Path<String>) -> Page {
+    let Json(fleet) = fleets::show(State(app.clone()), caller.clone(), Path(slug.clone())).await?;
+    let first = vec![("limit".to_owned(), GLANCE.to_string())];
+    let Json(devices) =
+        api::devices::list(State(app.clone()), caller.clone(), Path(slug.clone()), api::Query(first)).await?;
+    let paging = api::Query(Paging::new(Some(GLANCE), None));
+    let Json(builds) = api::builds::list(State(app), caller.clone(), Path(slug.clone()), paging).await?;
+    Ok(page(&Fleet {
+        frame: Frame::new(&caller, "fleet", Some(&slug)),
+        fleet,
+        devices: devices.items.into_iter().map(Into::into).collect(),
+        builds: builds.items.into_iter().map(Into::into).collect(),
+    }))
+}
+
+#[derive(Template)]
+#[template(path = "devices.html")]
+struct Devices {
+    frame: Option<Frame>,
+    slug: String,
+    tag: String,
+    devices: Vec<views::Device>,
+    next: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct DeviceFilter {
+    tag: String,
+    after: Option<String>,
+}
+
+pub(super) async fn devices(
+    State(app): State<App>,
+    caller: Caller,
+    Path(slug): Path<String>,
+    Query(filter): Query<DeviceFilter>,
+) -> Page {
+    let tag = filter.tag.trim().to_owned();
+    let mut pairs = vec![("limit".to_owned(), "100".to_owned())];
+    if !tag.is_empty() {
+        pairs.push(("tag".to_owned(), tag.clone()));
+    }
+    if let Some(after) = filter.after {
+        pairs.push(("after".to_owned(), after));
+    }
+    let Json(found) =
+        api::devices::list(State(app), caller.clone(), Path(slug.clone()), api::Query(pairs)).await?;
+    let here = format!("/fleets/{slug}/devices");
+    Ok(page(&Devices {
+        frame: Frame::new(&caller, "devices", Some(&slug)),
+        devices: found.items.into_iter().map(Into::into).collect(),
+        next: found.next.map(|after| link(&here, &[("tag", &tag), ("after", &after)])),
+        slug,
+        tag,
+    }))
+}
+
+#[derive(Template)]
+#[template(path = "device.html")]
+struct Device {
+    frame: Option<Frame>,
+    device: views::Device,
+    services: Vec<views::Service>,
+    events: Vec<views::Event>,
+}
+
+pub(super) async fn device(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Page {
+    let Json(found) = api::devices::show(State(app.clone()), caller.clone(), Path(id.clone())).await?;
+    let paging = api::Query(Paging::new(Some(50), None));
+    let Json(events) = api::devices::events(State(app), caller.clone(), Path(id), paging).await?;
+    Ok(page(&Device {
+        frame: Frame::new(&caller, "devices", Some(&found.fleet)),
+        services: views::services(&found),
+        events: events.items.into_iter().map(Into::into).collect(),
+        device: found.into(),
+    }))
+}
+
+#[derive(Template)]
+#[template(path = "releases.html")]
+struct Releases {
+    frame: Option<Frame>,
+    slug: String,
+    releases: Vec<views::Release>,
+    next: Option<String>,
+}
+
+pub(super) async fn releases(
+    State(app): State<App>,
+    caller: Caller,
+    Path(slug): Path<String>,
+    Query(filter): Query<DeviceFilter>,
+) -> Page {
+    let paging = api::Query(Paging::new(Some(50), filter.after));
+    let Json(found) = api::releases::list(State(app), caller.clone(), Path(slug.clone()), paging).await?;
+    let here = format!("/fleets/{slug}/releases");
+    Ok(page(&Releases {
+        frame: Frame::new(&caller, "releases", Some(&slug)),
+        releases: found.items.into_iter().map(Into::into).collect(),
+        next: found.next.map(|after| link(&here, &[("after", &after)])),
+        slug,
+    }))
+}
+
+#[derive(Template)]
+#[template(path = "release.html")]
+struct Release {
+    frame: Option<Frame>,
+    release: views::Release,
+}
+
+pub(super) async fn release(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Page {
+    let Json(found) = api::releases::show(State(app), caller.clone(), Path(id)).await?;
+    let frame = Frame::new(&caller, "releases", Some(&found.fleet));
+    Ok(page(&Release { frame, release: found.into() }))
+}
+
+#[derive(Template)]
+#[template(path = "build.html")]
+struct Build {
+    frame: Option<Frame>,
+    slug: String,
+    build: views::Build,
+    log: String,
+}
+
+pub(super) async fn build(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Page {
+    let Json(found) = api::builds::show(State(app.clone()), caller.clone(), Path(id.clone())).await?;
+    let log = api::builds::log_so_far(&app, &id).await?;
+    let slug = found.fleet.clone();
+    Ok(page(&Build { frame: Frame::new(&caller, "releases", Some(&slug)), slug, build: found.into(), log }))
+}
+
+/// A link with those parameters that are not empty, percent-encoded.
+fn link(path: &str, parameters: &[(&str, &str)]) -> String {
+    let mut out = path.to_owned();
+    let mut sign = '?';
+    for (name, value) in parameters.iter().filter(|(_, value)| !value.is_empty()) {
+        out.push(sign);
+        out.push_str(name);
+        out.push('=');
+        for byte in value.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(byte.into()),
+                _ => out.push_str(&format!("%{byte:02X}")),
+            }
+        }
+        sign = '&';
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::link;
+
+    #[test]
+    fn links_carry_whatever_was_asked_for() {
+        assert_eq!(link("/x", &[("tag", ""), ("after", "a1")]), "/x?after=a1");
+        assert_eq!(link("/x", &[("tag", "a=b&c"), ("after", "é")]), "/x?tag=a%3Db%26c&after=%C3%A9");
+    }
+}

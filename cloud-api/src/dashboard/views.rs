@@ -1,0 +1,265 @@
+//! What templates show: the API's own types, with the word and the tone a person reads first.
+
+use copal_protocol::documents::ServiceState;
+
+use crate::api::{device_views, devices, releases};
+
+/// A word and how it looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) word: &'static str,
+    /// `good`, `busy`, `bad` or nothing: a class of the style sheet.
+    pub(super) tone: &'static str,
+}
+
+/// A device.
+#[derive(Debug)]
+pub(super) struct Device {
+    pub(super) id: String,
+    pub(super) fleet: String,
+    pub(super) name: String,
+    pub(super) state: String,
+    pub(super) status: Status,
+    pub(super) online: bool,
+    pub(super) last_seen: Option<u64>,
+    pub(super) tags: Vec<String>,
+    pub(super) committed: Option<String>,
+    pub(super) target: Option<String>,
+    pub(super) reason: Option<device_views::Reason>,
+    pub(super) trial_ends: Option<u64>,
+    pub(super) download: Option<device_views::Progress>,
+    pub(super) device_type: String,
+    pub(super) arch: String,
+    pub(super) agent_version: String,
+    pub(super) os_version: String,
+    pub(super) root_version: Option<u64>,
+    pub(super) public_key: String,
+}
+
+/// A service of a device: what runs beside what should.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub(super) name: String,
+    pub(super) state: &'static str,
+    pub(super) tone: &'static str,
+    pub(super) current: String,
+    pub(super) desired: String,
+    pub(super) same: bool,
+    pub(super) restarts: u64,
+    pub(super) exit_code: Option<i64>,
+}
+
+const UNKNOWN: &str = "not told yet";
+
+impl From<device_views::Device> for Device {
+    fn from(device: device_views::Device) -> Self {
+        let status = status(&device);
+        Self {
+            status,
+            id: device.device_id,
+            fleet: device.fleet,
+            name: super::filters::plain_text(&device.name),
+            state: device.state,
+            online: device.online,
+            last_seen: device.last_seen,
+            tags: device.tags.into_iter().map(|(k, v)| format!("{k}={v}")).collect(),
+            committed: device.committed_release,
+            target: device.target.and_then(|t| t.release),
+            trial_ends: device.progress.as_ref().filter(|p| p.stage == "trial").and_then(|p| p.trial_ends),
+            download: device.progress.filter(|p| p.stage == "downloading" && p.total > 0),
+            reason: device.reason,
+            device_type: device.device_type,
+            arch: device.arch,
+            agent_version: device.agent_version.unwrap_or_else(|| UNKNOWN.to_owned()),
+            os_version: device.os_version.unwrap_or_else(|| UNKNOWN.to_owned()),
+            root_version: device.root_version,
+            public_key: device.public_key,
+        }
+    }
+}
+
+/// The one word for a device: what a person should look at comes first.
+fn status(device: &device_views::Device) -> Status {
+    let status = |word, tone| Status { word, tone };
+    match device.state.as_str() {
+        "revoked" => return status("revoked", "bad"),
+        "rejected" => return status("rejected", "bad"),
+        "pending" | "preauthorised" => return status("waits to be let in", "busy"),
+        _ if device.clone_suspected => return status("clone suspected", "bad"),
+        _ => {}
+    }
+    let code = device.reason.as_ref().map_or("", |r| r.code.as_str());
+    if is_failure(code) {
+        return status("failed", "bad");
+    }
+    match code {
+        _ if !device.online => status(if device.last_seen.is_some() { "offline" } else { "never seen" }, ""),
+        _ if device.on_target => status("on target", "good"),
+        "trial" => status("on trial", "busy"),
+        "downloading" => status("downloading", "busy"),
+        "locked" | "paused" | "awaiting_signature" | "waiting_not_before" => status("waiting", "busy"),
+        _ => status("updating", "busy"),
+    }
+}
+
+/// Whether a reason tells of something that went wrong, rather than of something under way.
+fn is_failure(code: &str) -> bool {
+    const FAILURES: &[&str] = &[
+        "rolled_back",
+        "parked",
+        "conflict",
+        "no_space",
+        "engine_absent",
+        "dependency_failed",
+        "image_failed",
+        "start_failed",
+        "unhealthy",
+        "crash_loop",
+        "exited",
+        "start_timeout",
+        "clone_suspected",
+        "incompatible",
+    ];
+    code.starts_with("E_") || FAILURES.contains(&code)
+}
+
+/// The services of a device, of all its apps.
+pub(super) fn services(device: &device_views::Device) -> Vec<Service> {
+    device
+        .running
+        .values()
+        .flatten()
+        .map(|(name, found)| Service {
+            name: name.clone(),
+            state: state_word(found.state),
+            tone: state_tone(found.state),
+            current: found.config_digest.clone().unwrap_or_default(),
+            desired: found.desired.clone().unwrap_or_default(),
+            same: found.config_digest == found.desired,
+            restarts: found.restarts,
+            exit_code: found.exit_code,
+        })
+        .collect()
+}
+
+const fn state_word(state: ServiceState) -> &'static str {
+    match state {
+        ServiceState::Absent => "absent",
+        ServiceState::Downloading => "downloading",
+        ServiceState::Created => "created",
+        ServiceState::Starting => "starting",
+        ServiceState::Running => "running",
+        ServiceState::Healthy => "healthy",
+        ServiceState::Unhealthy => "unhealthy",
+        ServiceState::Restarting => "restarting",
+        ServiceState::Completed => "completed",
+        ServiceState::Exited => "exited",
+    }
+}
+
+const fn state_tone(state: ServiceState) -> &'static str {
+    match state {
+        ServiceState::Running | ServiceState::Healthy | ServiceState::Completed => "good",
+        ServiceState::Unhealthy | ServiceState::Restarting | ServiceState::Exited => "bad",
+        ServiceState::Absent => "",
+        ServiceState::Downloading | ServiceState::Created | ServiceState::Starting => "busy",
+    }
+}
+
+/// Something that happened to a device.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) at: u64,
+    pub(super) code: String,
+    pub(super) message: String,
+}
+
+impl From<devices::DeviceEvent> for Event {
+    fn from(event: devices::DeviceEvent) -> Self {
+        Self { at: event.at, code: event.code, message: event.message }
+    }
+}
+
+/// A release.
+#[derive(Debug)]
+pub(super) struct Release {
+    pub(super) id: String,
+    pub(super) fleet: String,
+    pub(super) version: String,
+    pub(super) counter: u64,
+    pub(super) commit: String,
+    pub(super) branch: String,
+    pub(super) status: &'static str,
+    pub(super) tone: &'static str,
+    pub(super) note: String,
+    pub(super) size: u64,
+    pub(super) devices_on: u64,
+    pub(super) signed_by: String,
+    pub(super) at: u64,
+    pub(super) build: Option<String>,
+    pub(super) images: Vec<Image>,
+}
+
+/// An image of a release.
+#[derive(Debug)]
+pub(super) struct Image {
+    pub(super) service: String,
+    pub(super) platform: String,
+    pub(super) config_digest: String,
+    pub(super) size: u64,
+}
+
+impl From<releases::Release> for Release {
+    fn from(release: releases::Release) -> Self {
+        use crate::releases::ReleaseStatus as S;
+        let (status, tone) = match release.status {
+            S::Built => ("built", "busy"),
+            S::Draft => ("draft", ""),
+            S::AwaitingSignature => ("awaiting_signature", "busy"),
+            S::Final => ("final", "good"),
+            S::Invalidated => ("invalidated", "bad"),
+        };
+        let signed_by: Vec<&str> = release.signed_by.iter().map(|s| s.role.as_str()).collect();
+        let signed_by = if signed_by.is_empty() { "nobody yet".to_owned() } else { signed_by.join(", ") };
+        let images = release.services.iter().flat_map(|(service, of)| {
+            of.images.iter().map(|(platform, image)| Image {
+                service: service.clone(),
+                platform: platform.clone(),
+                config_digest: image.config_digest.clone(),
+                size: image.size,
+            })
+        });
+        Self {
+            images: images.collect(),
+            status,
+            tone,
+            signed_by,
+            id: release.id,
+            fleet: release.fleet,
+            version: release.version,
+            counter: release.counter,
+            commit: release.commit,
+            branch: release.branch.unwrap_or_default(),
+            note: release.note,
+            size: release.size,
+            devices_on: release.devices_on,
+            at: release.created_at,
+            build: release.build_id,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_failure;
+
+    #[test]
+    fn what_is_under_way_is_no_failure() {
+        for code in ["rolled_back", "E_SIG_INVALID", "no_space", "conflict"] {
+            assert!(is_failure(code), "{code}");
+        }
+        for code in ["", "trial", "downloading", "starting", "offline", "never_seen", "awaiting_signature"] {
+            assert!(!is_failure(code), "{code}");
+        }
+    }
+}
