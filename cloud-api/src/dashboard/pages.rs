@@ -12,6 +12,7 @@ use crate::{
     api::{self, Json, Paging, Path, fleets},
     app::App,
     auth::Caller,
+    error::Problem,
 };
 
 type Page = Result<Response, Refusal>;
@@ -180,9 +181,26 @@ struct Build {
 
 pub(super) async fn build(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Page {
     let Json(found) = api::builds::show(State(app.clone()), caller.clone(), Path(id.clone())).await?;
-    let log = api::builds::log_so_far(&app, &id).await?;
+    let log = last_of_log(app, caller.clone(), id).await?;
     let slug = found.fleet.clone();
     Ok(page(&Build { frame: Frame::new(&caller, "releases", Some(&slug)), slug, build: found.into(), log }))
+}
+
+/// How much of a log a page shows before its script follows the rest.
+const LOG_SHOWN: usize = 64 << 10;
+
+async fn last_of_log(app: App, caller: Caller, id: String) -> Result<String, Refusal> {
+    let most = usize::try_from(app.config.build.log).unwrap_or(usize::MAX).saturating_add(1 << 20);
+    let so_far = api::Query(api::builds::LogQuery { follow: false });
+    let answer = api::builds::log(State(app), caller, Path(id), so_far).await?;
+    let bytes = axum::body::to_bytes(answer.into_body(), most).await.map_err(Problem::internal)?;
+    let from = bytes.len().saturating_sub(LOG_SHOWN);
+    let shown = String::from_utf8_lossy(&bytes[from..]);
+    Ok(if from == 0 {
+        shown.into_owned()
+    } else {
+        format!("… {from} bytes before this are in the API\n{shown}")
+    })
 }
 
 /// A link with those parameters that are not empty, percent-encoded.

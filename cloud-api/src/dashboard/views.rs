@@ -2,7 +2,7 @@
 
 use copal_protocol::documents::ServiceState;
 
-use crate::api::{device_views, devices, releases};
+use crate::api::{builds, device_views, devices, releases};
 
 /// A word and how it looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -245,6 +245,42 @@ impl From<releases::Release> for Release {
             devices_on: release.devices_on,
             at: release.created_at,
             build: release.build_id,
+        }
+    }
+}
+
+/// A build.
+#[derive(Debug)]
+pub(super) struct Build {
+    pub(super) id: String,
+    pub(super) commit: String,
+    pub(super) branch: String,
+    pub(super) status: &'static str,
+    pub(super) tone: &'static str,
+    pub(super) error: Option<String>,
+    pub(super) release: Option<String>,
+    pub(super) at: u64,
+    pub(super) is_running: bool,
+}
+
+impl From<builds::Build> for Build {
+    fn from(build: builds::Build) -> Self {
+        let tone = match build.status.as_str() {
+            "succeeded" => "good",
+            "queued" | "running" => "busy",
+            "failed" => "bad",
+            _ => "",
+        };
+        Self {
+            is_running: tone == "busy",
+            tone,
+            id: build.id,
+            commit: build.commit.unwrap_or(build.source),
+            branch: build.branch,
+            status: build.status.as_str(),
+            error: build.error,
+            release: build.release,
+            at: build.started_at.unwrap_or(build.created_at),
         }
     }
 }
