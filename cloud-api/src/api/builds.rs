@@ -132,7 +132,11 @@ pub(crate) async fn list(
 /// One build.
 #[utoipa::path(get, path = "/builds/{id}", tag = "builds", params(("id" = String, Path)),
     responses((status = 200, body = Build)))]
-pub(crate) async fn show(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Json<Build>> {
+pub(crate) async fn show(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Build>> {
     let (row, fleet) = find(&app, &caller, &id, Act::Read).await?;
     Ok(Json(Build::of(row, &fleet.slug)))
 }
