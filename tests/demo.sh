@@ -19,6 +19,13 @@ die() {
     exit 1
 }
 
+# One line that counts down in place; nothing where nobody watches.
+countdown() {
+    [ -t 1 ] || return 0
+    # shellcheck disable=SC2059 # the format is ours
+    printf "\r\e[K  $1" "${@:2}"
+}
+
 # ---------------------------------------------------------------- what it needs
 step 'What the demo needs'
 tests/setup.sh engine
@@ -82,7 +89,7 @@ address=${address:-127.0.0.1}
 url=https://$address:$port
 data=$work/cloud
 "$bin/copal-cloud" tls init --data "$data" --name localhost --name 127.0.0.1 --name "$address" >"$work/tls.txt"
-ca=$data/tls/ca.pem
+ca=$data/tls/ca.crt
 [ -e "$ca" ] || die "the cloud made no certificate authority at $ca" "$(cat "$work/tls.txt")"
 password=$(head -c 9 /dev/urandom | base64 | tr '+/' 'xy')
 printf '%s' "$password" | "$bin/copal-cloud" admin create --data "$data" --email anna@example.org --password-stdin >/dev/null
@@ -130,6 +137,8 @@ git checkout -q -B main
 git config user.name Anna
 git config user.email anna@example.org
 git config http.sslCAInfo "$ca"
+# Where these are set, they win over the configuration.
+unset GIT_SSL_CAINFO GIT_SSL_CAPATH GIT_SSL_NO_VERIFY
 git remote add copal "https://anna:$token@$address:$port/git/demo.git"
 
 push() {
@@ -147,9 +156,9 @@ on_target() { # release, seconds
     local left=$2 out
     while :; do
         out=$(copal device list --fleet demo --json | tr -d ' \n' | grep -oE '"committed_release":"[0-9a-f]{64}"' | grep -c "$1" || true)
-        [ "$out" = 2 ] && { printf '\r%60s\r' ''; return; }
+        [ "$out" = 2 ] && { countdown ''; return; }
         [ "$left" -gt 0 ] || { devices; die "the devices did not come to release ${1:0:12}" "logs: $work/device-*/agent.log"; }
-        printf '\r  on trial: both must stay healthy; waiting at most %3d s more ' "$left"
+        countdown 'on trial: both must stay healthy; waiting at most %3d s more' "$left"
         sleep 1
         left=$((left - 1))
     done
@@ -193,14 +202,14 @@ cp -r variants/v3/. .
 push 'third release, broken'
 left=90
 while :; do
-    rolled=$(copal device list --fleet demo --json | tr -d ' \n' | grep -oE '"code":"rolled_back"' | wc -l)
+    rolled=$(copal device list --fleet demo --json | tr -d ' \n' | { grep -oE '"code":"rolled_back"' || true; } | wc -l)
     [ "$rolled" = 2 ] && break
     [ "$left" -gt 0 ] || { devices; die 'the devices did not undo the broken release' "logs: $work/device-*/agent.log"; }
-    printf '\r  the health window runs; it ends at the latest in %3d s ' "$left"
+    countdown 'the health window runs; it ends at the latest in %3d s' "$left"
     sleep 1
     left=$((left - 1))
 done
-printf '\r%70s\r' ''
+countdown ''
 good 'both went back to release 2 by themselves; volumes are intact'
 devices
 id=$(copal device list --fleet demo --json | tr -d ' \n' | grep -oE '"device_id":"[0-9a-f]{32}"' | head -n 1 | cut -d'"' -f4)
