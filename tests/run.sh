@@ -57,12 +57,12 @@ stage_build() {
     check 'build' cargo build --quiet --locked --workspace
 }
 stage_unit() {
-    tests 'unit' cargo test --quiet --locked --workspace --exclude copal-e2e
+    tests 'unit' cargo test --quiet --locked --no-fail-fast --workspace --exclude copal-e2e
 }
 stage_e2e() {
     check 'build' cargo build --quiet --locked --workspace
     # Each test starts a cloud and devices of its own; two at a time suit two cores.
-    tests 'end to end' cargo test --quiet --locked -p copal-e2e -- --test-threads="${COPAL_E2E_THREADS:-2}"
+    tests 'end to end' cargo test --quiet --locked --no-fail-fast -p copal-e2e -- --test-threads="${COPAL_E2E_THREADS:-2}"
 }
 stage_browser() {
     check 'set-up: browser' tests/setup.sh browser

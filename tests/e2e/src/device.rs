@@ -8,13 +8,19 @@ use std::{
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::{binary, cloud::path, engine, unique};
+use crate::{
+    binary,
+    cloud::path,
+    engine::{self, OwnEngine},
+    unique,
+};
 
 /// An agent. Killed when dropped; its containers, networks and volumes go with it.
 pub struct Device {
     pub dir: TempDir,
     pub prefix: String,
     pub docker_host: Option<String>,
+    netns: Option<String>,
     child: Option<Child>,
 }
 
@@ -25,8 +31,17 @@ impl Device {
             dir: TempDir::new().unwrap(),
             prefix: format!("e2e-{}", unique()),
             docker_host: None,
+            netns: None,
             child: None,
         }
+    }
+
+    /// The same, beside an engine of its own.
+    pub fn beside(engine: &OwnEngine) -> Self {
+        let mut device = Self::new();
+        device.docker_host = Some(engine.host());
+        device.netns = Some(engine.netns.clone());
+        device
     }
 
     pub fn config_file(&self) -> PathBuf {
@@ -54,7 +69,14 @@ impl Device {
 
     /// A subcommand with this device's folders.
     pub fn command(&self, word: &str) -> Command {
-        let mut command = Command::new(binary("copal-agent"));
+        let mut command = match &self.netns {
+            None => Command::new(binary("copal-agent")),
+            Some(netns) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", netns]).arg(binary("copal-agent"));
+                command
+            }
+        };
         command
             .arg(word)
             .args(["--state-dir", path(&self.state_dir()), "--run-dir", path(&self.run_dir())])
@@ -80,6 +102,13 @@ impl Device {
             nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
             child.wait().await.unwrap();
         }
+    }
+
+    /// Holds the agent still (SIGSTOP), or lets it go on (SIGCONT).
+    pub fn hold(&self, still: bool) {
+        use nix::sys::signal::{Signal, kill};
+        let pid = nix::unistd::Pid::from_raw(self.pid().try_into().unwrap());
+        kill(pid, if still { Signal::SIGSTOP } else { Signal::SIGCONT }).unwrap();
     }
 
     pub fn is_running(&mut self) -> bool {

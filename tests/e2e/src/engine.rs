@@ -77,25 +77,20 @@ pub fn remove_all(prefix: &str, host: Option<&str>) {
     }
 }
 
-/// An engine of the test's own, so that it can be stopped without disturbing others. Needs root, as any engine does.
+/// An engine of the test's own, in a network namespace of its own: it can be stopped without disturbing others, and has
+/// none of the images the cloud's builder made. Needs root, as any engine does.
 pub struct OwnEngine {
     dir: tempfile::TempDir,
-    bridge: String,
-    subnet: u8,
+    pub netns: String,
     child: Option<std::process::Child>,
 }
 
 impl OwnEngine {
-    /// Starts it, with a bridge of its own.
     pub fn start() -> Self {
-        let mut byte = [0; 1];
-        getrandom::fill(&mut byte).unwrap();
-        let bridge = format!("e2e{}", crate::unique());
-        ip(&["link", "add", "name", &bridge, "type", "bridge"]);
-        let mut engine =
-            Self { dir: tempfile::TempDir::new().unwrap(), bridge, subnet: byte[0], child: None };
-        ip(&["addr", "add", &format!("10.213.{}.1/24", engine.subnet), "dev", &engine.bridge]);
-        ip(&["link", "set", &engine.bridge, "up"]);
+        let netns = format!("e2e-{}", crate::unique());
+        ip(&["netns", "add", &netns]);
+        ip(&["-n", &netns, "link", "set", "lo", "up"]);
+        let mut engine = Self { dir: tempfile::TempDir::new().unwrap(), netns, child: None };
         engine.run();
         engine
     }
@@ -105,31 +100,51 @@ impl OwnEngine {
         format!("unix://{}/docker.sock", self.dir.path().display())
     }
 
+    /// A listener on the namespace's loopback: who connects there reaches this process.
+    pub fn listen(&self) -> std::net::TcpListener {
+        let file = std::fs::File::open(format!("/run/netns/{}", self.netns)).unwrap();
+        // A socket belongs to the namespace of the thread that makes it; the thread is given up afterwards.
+        std::thread::spawn(move || {
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap()
+        })
+        .join()
+        .unwrap()
+    }
+
+    /// What a page answers to someone on this machine.
+    pub fn page(&self, url: &str) -> String {
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.netns, "curl", "-fsS", "--noproxy", "*", "--max-time", "5", url])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{url}: {}", crate::text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     fn run(&mut self) {
         let dir = self.dir.path();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
-        // Its own containerd too: the shared one must not learn of its containers.
-        let child = Command::new("dockerd")
+        let child = Command::new("ip")
+            .args(["netns", "exec", &self.netns, "dockerd"])
             .arg(format!("--data-root={}", dir.join("data").display()))
             .arg(format!("--exec-root={}", dir.join("exec").display()))
             .arg(format!("--pidfile={}", dir.join("pid").display()))
             .arg(format!("--host={}", self.host()))
-            .arg(format!("--bridge={}", self.bridge))
-            .arg(format!("--default-address-pool=base=10.214.{}.0/24,size=28", self.subnet))
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
-            .expect("dockerd starts: run tests/setup.sh engine, as root");
+            .expect("iproute2 is installed");
         self.child = Some(child);
-        for _ in 0..300 {
+        for _ in 0..600 {
             let mut ask = Command::new("docker");
             if ask.args(["-H", &self.host(), "version"]).output().unwrap().status.success() {
                 return;
             }
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
-        panic!("no engine after 30 s: {}", std::fs::read_to_string(dir.join("log")).unwrap_or_default());
+        panic!("no engine after 60 s: {}", std::fs::read_to_string(dir.join("log")).unwrap_or_default());
     }
 
     /// Ends it as `systemctl stop docker` would: its containers stop.
@@ -151,7 +166,7 @@ impl OwnEngine {
 impl Drop for OwnEngine {
     fn drop(&mut self) {
         self.stop();
-        let _ = Command::new("ip").args(["link", "del", &self.bridge]).output();
+        let _ = Command::new("ip").args(["netns", "del", &self.netns]).output();
         // Mounts a killed container left would keep the folder.
         let dir = self.dir.path().display().to_string();
         for line in std::fs::read_to_string("/proc/mounts").unwrap_or_default().lines().rev() {

@@ -37,8 +37,14 @@ struct Inner {
 }
 
 impl Proxy {
-    pub async fn start(upstream: &str) -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pub fn start(upstream: &str) -> Self {
+        Self::on(std::net::TcpListener::bind("127.0.0.1:0").unwrap(), upstream)
+    }
+
+    /// On a listener made elsewhere.
+    pub fn on(listener: std::net::TcpListener, upstream: &str) -> Self {
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let inner = Arc::new(Inner {
             upstream: Mutex::new(upstream.to_owned()),

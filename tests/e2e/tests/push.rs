@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use copal_e2e::{
+    device::Device,
     engine, eventually,
+    proxy::Proxy,
     repo::{STAY, Services},
     text,
     world::World,
@@ -17,7 +19,14 @@ fn web_line() -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_runs_every_service_on_two_devices_and_the_page_answers() {
-    let mut world = World::new(2).await;
+    // Two agents on one engine that is not the builder's: every image comes through the registry.
+    let engine = engine::OwnEngine::start();
+    let host = engine.host();
+    let mut world = World::new(0).await;
+    let proxy = Proxy::on(engine.listen(), &world.cloud.url);
+    for _ in 0..2 {
+        world.join_as(Device::beside(&engine), Some(&proxy)).await;
+    }
     let web = web_line();
     Services {
         services: &[
@@ -41,7 +50,7 @@ async fn a_push_runs_every_service_on_two_devices_and_the_page_answers() {
         assert_eq!(page.trim(), "hello from web");
         world.service(index, "worker").await;
         let prefix = world.devices[index].prefix.clone();
-        assert_eq!(engine::containers(&prefix, None).len(), 3);
+        assert_eq!(engine::containers(&prefix, Some(&host)).len(), 3);
     }
     let seen = world.owner.json(&["device", "list", "--fleet", "porch"]).await;
     assert_eq!(seen["items"].as_array().unwrap_or_else(|| panic!("{seen}")).len(), 2);
@@ -51,6 +60,9 @@ async fn a_push_runs_every_service_on_two_devices_and_the_page_answers() {
     let signed = envelope["services"]["web"].to_string();
     let image = world.service(0, "web").await["Image"].as_str().unwrap().to_owned();
     assert!(signed.contains(&image), "{image} in {signed}");
+    let pulled =
+        proxy.seen().iter().filter(|path| path.starts_with("/v2/") && path.contains("/blobs/")).count();
+    assert!(pulled > 0, "images came through the registry");
     world.devices.clear();
 }
 

@@ -4,7 +4,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use copal_e2e::{
+    device::Device,
     engine, eventually,
+    proxy::Proxy,
     repo::{STAY, Services},
     world::World,
 };
@@ -91,13 +93,16 @@ async fn what_is_deleted_by_hand_comes_back() {
         engine::service(&world.devices[0].prefix, "app", None).map(drop).ok_or_else(|| "no".to_owned())
     })
     .await;
-    // The network: its containers have to leave it first.
+    // The network, with its containers taken off it first. The agent would put them back within a moment, so it is held
+    // still until the network is gone.
     let network = before["NetworkSettings"]["Networks"].as_object().unwrap().keys().next().unwrap().clone();
+    world.devices[0].hold(true);
     for service in ["app", "side"] {
         let id = world.service(0, service).await["Id"].as_str().unwrap().to_owned();
         engine::docker(None, &["network", "disconnect", "-f", &network, &id]);
     }
     engine::docker(None, &["network", "rm", &network]);
+    world.devices[0].hold(false);
     eventually("both are on the network again", 10, || async {
         for service in ["app", "side"] {
             let container = engine::service(&world.devices[0].prefix, service, None).ok_or("not running")?;
@@ -313,9 +318,8 @@ async fn an_engine_restarted_or_absent_in_the_middle_of_an_update_delays_it_only
     let mut engine = engine::OwnEngine::start();
     let host = engine.host();
     let mut world = World::new(0).await;
-    let mut device = copal_e2e::device::Device::new();
-    device.docker_host = Some(host.clone());
-    world.join_as(device, None).await;
+    let proxy = Proxy::on(engine.listen(), &world.cloud.url);
+    world.join_as(Device::beside(&engine), Some(&proxy)).await;
     Services { services: &[("app", STAY, SHORT), ("side", STAY, SHORT)] }.write_to(&world.repo);
     world.push_and_settle("works").await;
 

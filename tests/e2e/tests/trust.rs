@@ -23,7 +23,7 @@ const SHORT: &str = "labels: {io.copal.update.healthy-after: 2s}\nstop_grace_per
 /// A fleet whose one device sees the cloud through a proxy, on a committed release.
 async fn behind_proxy() -> (World, Proxy, String, Value) {
     let mut world = World::new(0).await;
-    let proxy = Proxy::start(&world.cloud.url).await;
+    let proxy = Proxy::start(&world.cloud.url);
     world.join(Some(&proxy)).await;
     Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
     let release = world.push_and_settle("works").await;
@@ -189,7 +189,7 @@ async fn an_assignment_replayed_or_meant_for_another_is_refused() {
 
     // The other device's assignment.
     let others = Arc::new(Mutex::new(Vec::<u8>::new()));
-    let tap = Proxy::start(&world.cloud.url).await;
+    let tap = Proxy::start(&world.cloud.url);
     let keep = others.clone();
     tap.rewrite(move |path, body| {
         if path == "/device/v1/state" && !body.is_empty() {
@@ -241,7 +241,14 @@ async fn an_assignment_with_a_key_twice_or_a_torn_envelope_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_serves_another_layer_or_config_is_refused() {
-    let (world, proxy, _, mut container) = behind_proxy().await;
+    // An engine that has none of the images the builder made: everything has to come from the registry.
+    let engine = engine::OwnEngine::start();
+    let mut world = World::new(0).await;
+    let proxy = Proxy::on(engine.listen(), &world.cloud.url);
+    world.join_as(Device::beside(&engine), Some(&proxy)).await;
+    Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
+    world.push_and_settle("works").await;
+    let mut container = world.service(0, "app").await;
     for what in ["layer", "config"] {
         let part = move |path: &str, body: &[u8]| {
             let blob = path.starts_with("/v2/") && path.contains("/blobs/");
@@ -256,6 +263,7 @@ async fn a_registry_that_serves_another_layer_or_config_is_refused() {
         refused_then_taken(&world, &proxy, &container, "E_PULL_VERIFY", part).await;
         container = world.service(0, "app").await;
     }
+    world.devices.clear();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,6 +286,7 @@ async fn an_expired_root_stops_new_releases_and_not_what_runs() {
 
     // The owner renews it, and the device goes on.
     world.owner.ok(&["root", "renew", "porch", "--yes"]).await;
+    world.owner.ok(&["release", "deploy", "latest", "--fleet", "porch"]).await;
     world.repo.write("app/run.sh", format!("#!/bin/busybox sh\necho renewed\n{STAY}\n"));
     world.push_and_settle("renewed").await;
 }
