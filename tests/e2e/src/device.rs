@@ -72,8 +72,8 @@ impl Device {
         let mut command = match &self.netns {
             None => Command::new(binary("copal-agent")),
             Some(netns) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", netns]).arg(binary("copal-agent"));
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{netns}")).arg(binary("copal-agent"));
                 command
             }
         };

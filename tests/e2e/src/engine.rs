@@ -114,8 +114,9 @@ impl OwnEngine {
 
     /// What a page answers to someone on this machine.
     pub fn page(&self, url: &str) -> String {
-        let output = Command::new("ip")
-            .args(["netns", "exec", &self.netns, "curl", "-fsS", "--noproxy", "*", "--max-time", "5", url])
+        let output = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", self.netns))
+            .args(["curl", "-fsS", "--noproxy", "*", "--max-time", "5", url])
             .output()
             .unwrap();
         assert!(output.status.success(), "{url}: {}", crate::text(&output));
@@ -125,8 +126,10 @@ impl OwnEngine {
     fn run(&mut self) {
         let dir = self.dir.path();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
-        let child = Command::new("ip")
-            .args(["netns", "exec", &self.netns, "dockerd"])
+        // `ip netns exec` would mount another /sys, without the cgroups the engine needs.
+        let child = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", self.netns))
+            .arg("dockerd")
             .arg(format!("--data-root={}", dir.join("data").display()))
             .arg(format!("--exec-root={}", dir.join("exec").display()))
             .arg(format!("--pidfile={}", dir.join("pid").display()))
@@ -135,7 +138,7 @@ impl OwnEngine {
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
-            .expect("iproute2 is installed");
+            .expect("util-linux is installed");
         self.child = Some(child);
         for _ in 0..600 {
             let mut ask = Command::new("docker");

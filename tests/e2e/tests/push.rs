@@ -45,9 +45,7 @@ async fn a_push_runs_every_service_on_two_devices_and_the_page_answers() {
     for index in 0..2 {
         let web = world.service(index, "web").await;
         let address = engine::address(&web).expect("web has an address");
-        let page =
-            copal_e2e::http().get(format!("http://{address}/")).send().await.unwrap().text().await.unwrap();
-        assert_eq!(page.trim(), "hello from web");
+        assert_eq!(engine.page(&format!("http://{address}/")).trim(), "hello from web");
         world.service(index, "worker").await;
         let prefix = world.devices[index].prefix.clone();
         assert_eq!(engine::containers(&prefix, Some(&host)).len(), 3);
