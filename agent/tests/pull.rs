@@ -1,5 +1,6 @@
 //! Images from a fake cloud's registry into the engine of this machine: what is signed arrives, anything else is refused
 //! with its code and leaves nothing behind. Without an engine these tests say so and do nothing.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,5 @@
 //! A device and a cloud: what is accepted, what is refused with which code, and what goes on meanwhile.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::time::Duration;
 
@@ -475,6 +476,46 @@ async fn damaged_marks_and_targets_are_set_aside_and_had_again_while_the_identit
     assert_eq!(agent.condition.borrow().lost.len(), 2);
     agent.runs(cloud.app(), hash).await;
     assert_eq!(cloud.asked("/enrol"), 1);
+}
+
+#[tokio::test]
+async fn a_damaged_release_never_removes_its_app_and_is_had_again() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let hash = cloud.deploy(1, 10);
+    agent.commits(cloud.app(), hash).await;
+    agent.condition("settled", |c| c.fresh && c.refusal().is_none()).await;
+    drop(agent);
+    for (name, ..) in device.files().iter().filter(|(name, ..)| name.starts_with("release-")) {
+        std::fs::write(device.dir.path().join(name), b"torn").unwrap();
+    }
+    let agent = device.start();
+    // Not a target without the app, which would mean: remove it.
+    assert!(agent.targets.borrow().is_none());
+    agent.runs(cloud.app(), hash).await;
+    agent.condition("well again", |c| c.refusal().is_none()).await;
+    assert_eq!(agent.store.committed(cloud.app()).unwrap().release.sha256(), hash);
+}
+
+#[tokio::test]
+async fn with_the_target_lost_a_refused_release_still_leaves_the_committed_one() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let good = cloud.deploy(1, 10);
+    agent.commits(cloud.app(), good).await;
+    drop(agent);
+    for copy in ["target.a", "target.b"] {
+        std::fs::remove_file(device.dir.path().join(copy)).unwrap();
+    }
+    let bad = cloud.publish(&release(&cloud.keys, 11), &[]);
+    cloud.assign(&cloud.draft(2, &[bad]));
+    let agent = device.start();
+    agent.refuses("E_SIG_MISSING").await;
+    assert_eq!(agent.release_now(cloud.app()), Some(good));
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 //! What a network or a hostile server does to a device: nothing that lasts.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{
     sync::{

@@ -1,5 +1,6 @@
 //! The program itself, against a fake cloud and the engine of this machine: enrols, verifies, pulls, runs, reports;
 //! started again without a cloud, it goes on. Without an engine or a static busybox the test says so and does nothing.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{
     io::Write as _,

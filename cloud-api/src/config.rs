@@ -43,6 +43,8 @@ pub enum Tls {
         email: Option<String>,
         /// The CA's directory URL; Let's Encrypt's by default.
         directory: Option<String>,
+        /// What to trust for the directory instead of the public CAs: a PEM file.
+        directory_ca: Option<PathBuf>,
     },
 }
 

@@ -55,6 +55,9 @@ pub struct Settings {
     /// Directory of the ACME CA [default: Let's Encrypt].
     #[arg(long, env = "COPAL_ACME_DIRECTORY", value_name = "URL")]
     pub acme_directory: Option<String>,
+    /// Trust this PEM file for the ACME directory, instead of the public CAs: for a CA on the local network.
+    #[arg(long, env = "COPAL_ACME_DIRECTORY_CA", value_name = "FILE")]
+    pub acme_directory_ca: Option<PathBuf>,
     /// Engine that builds images [default: unix:///var/run/docker.sock].
     #[arg(long, env = "COPAL_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
@@ -172,6 +175,7 @@ fn over(a: Settings, b: Settings) -> Settings {
         acme_domain: if a.acme_domain.is_empty() { b.acme_domain } else { a.acme_domain },
         acme_email: a.acme_email.or(b.acme_email),
         acme_directory: a.acme_directory.or(b.acme_directory),
+        acme_directory_ca: a.acme_directory_ca.or(b.acme_directory_ca),
         docker_host: a.docker_host.or(b.docker_host),
         build_time_s: a.build_time_s.or(b.build_time_s),
         build_memory: a.build_memory.or(b.build_memory),
@@ -196,9 +200,11 @@ fn tls(all: &Settings, data: &Path) -> anyhow::Result<Tls> {
         "tls_cert/tls_key, tls_private_ca and acme_domain exclude each other: keep one of them"
     );
     if !acme {
-        for (key, set) in
-            [("acme_email", all.acme_email.is_some()), ("acme_directory", all.acme_directory.is_some())]
-        {
+        for (key, set) in [
+            ("acme_email", all.acme_email.is_some()),
+            ("acme_directory", all.acme_directory.is_some()),
+            ("acme_directory_ca", all.acme_directory_ca.is_some()),
+        ] {
             ensure!(!set, "{key} is set, but acme_domain is not: name the domains to certify, or drop {key}");
         }
     }
@@ -222,6 +228,7 @@ fn tls(all: &Settings, data: &Path) -> anyhow::Result<Tls> {
             domains: all.acme_domain.clone(),
             email: all.acme_email.clone(),
             directory: all.acme_directory.clone(),
+            directory_ca: all.acme_directory_ca.clone(),
         });
     }
     match (&all.tls_cert, &all.tls_key) {

@@ -389,7 +389,8 @@ impl Run<'_> {
         }
         // What only the image declares would be a new, empty volume after each update.
         for target in self.hands.engine.image_volumes(image).await.map_err(start_failed)? {
-            if !mounts.contains_key(&target) {
+            let bare = |path: &str| path.trim_end_matches('/').to_owned();
+            if !mounts.keys().any(|path| bare(path) == bare(&target)) {
                 let volume = labels::nameless_volume(&cx.prefix, app, name, &target);
                 mounts.insert(
                     target.clone(),

@@ -205,7 +205,11 @@ impl Cloud {
         }
         let sent = match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(e)) => Err(CloudError::transport(format!("{base}: {}", causes(&e.without_url())))),
+            Ok(Err(e)) => {
+                let causes = causes(&e.without_url());
+                let hint = hint(&causes);
+                Err(CloudError::transport(format!("{base}: {causes}{hint}")))
+            }
             Err(_) => {
                 Err(CloudError::transport(format!("{base}: no answer within {} s", patience.as_secs())))
             }
@@ -266,6 +270,20 @@ fn build(address: &Address, clock: &Clock) -> Result<reqwest::Client, String> {
         builder = builder.no_proxy();
     }
     builder.build().map_err(|e| format!("the HTTP client cannot be set up: {}", causes(&e)))
+}
+
+/// What a person can do about the commonest failures of TLS.
+fn hint(causes: &str) -> &'static str {
+    if causes.contains("UnknownIssuer") {
+        "; none of the server's certificates is pinned or from a public CA: another server answers, or its key was changed \
+         without a new Root naming its pin"
+    } else if causes.contains("NotValidForName") {
+        "; the server's certificate is for another name than copal.json's URL"
+    } else if causes.contains("NotValidYet") || causes.contains("Expired") {
+        "; check this device's clock, then the server's certificate"
+    } else {
+        ""
+    }
 }
 
 fn is_html(headers: &HeaderMap) -> bool {

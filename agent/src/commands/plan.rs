@@ -12,7 +12,7 @@ use crate::{
 /// The files.
 #[derive(Debug, clap::Args)]
 pub struct PlanArgs {
-    /// What runs, as JSON.
+    /// What runs, as JSON: a look at an engine, or, in the form of --target, the releases that run.
     #[arg(long, value_name = "FILE")]
     pub state: PathBuf,
     /// What should run, as JSON; releases in the clear.
@@ -42,7 +42,8 @@ pub fn plan(args: &PlanArgs, prefix: &str) -> anyhow::Result<()> {
         device_id: "0".repeat(32),
         device_type: "offline".to_owned(),
     };
-    let plan = offline::plan(&cx, &read(&args.state)?, &read(&args.target)?)?;
+    let state = read::<offline::StateFile>(&args.state)?.state(&cx)?;
+    let plan = offline::plan(&cx, &state, &read(&args.target)?)?;
     print!("{plan}");
     Ok(())
 }

@@ -41,13 +41,6 @@ impl Rooms {
             );
         }
         let identity = Identity::open(state.clone(), &file)?;
-        tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
-            fleet = %identity.fleet_id(),
-            instance = identity.instance(),
-            key = %identity.signing().public().id(),
-            "copal-agent starts"
-        );
         let address = Address::new(std::slice::from_ref(&file.cloud_url), &file.tls_pins)
             .map_err(anyhow::Error::msg)
             .context("config_invalid: the cloud's address in copal.json cannot be used")?;

@@ -33,6 +33,15 @@ pub async fn run(places: &Places) -> anyhow::Result<()> {
     super::prepare::folders(places)?;
     let rooms = Rooms::open(places)?;
     let _lock = rooms.lock()?;
+    rooms.session.identity(|identity| {
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            fleet = %identity.fleet_id(),
+            instance = identity.instance(),
+            key = %identity.signing().public().id(),
+            "copal-agent starts"
+        );
+    });
     let engine = Engine::connect(places.docker_host.as_deref());
     let images = Arc::new(Pulls::new(engine.clone(), rooms.session.clone(), settings::platform()));
     let counter = Counter::open(rooms.state.clone(), rooms.clock.now())?;

@@ -277,7 +277,8 @@ impl EngineApi for Fake {
         let result = self.change(format!("stop {}", &id[60..]), |w| {
             if let Some((c, _)) = w.containers.get_mut(id) {
                 c.state = RunState::Exited;
-                c.exit_code = 143;
+                // As a program does that takes the signal well.
+                c.exit_code = 0;
             }
             Ok(())
         });

@@ -4,15 +4,19 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use copal_protocol::{
     documents::Release,
-    ids::{AppId, Sha256Hex},
+    ids::{AppId, Name, Sha256Hex},
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Plan, Policy,
-    wanted::{self, Context, Env, Wanted},
+    Plan, Policy, labels,
+    wanted::{self, Context, Env, Wanted, WantedApp},
 };
-use crate::{apply::ports::ApplyError, observe::State};
+use crate::{
+    apply::ports::ApplyError,
+    engine::{Container, Health, ImageId, RunState},
+    observe::{Seen, SeenNetwork, SeenVolume, State},
+};
 
 /// A target as a file: releases in the clear, unverified. Good for looking, never for running.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -57,6 +61,98 @@ pub fn wanted(cx: &Context, file: &TargetFile) -> Result<Wanted, ApplyError> {
 /// As [`wanted`].
 pub fn plan(cx: &Context, state: &State, target: &TargetFile) -> Result<Plan, ApplyError> {
     Ok(super::plan(state, &wanted(cx, target)?, &Policy { prefix: cx.prefix.clone(), ..Policy::default() }))
+}
+
+/// What runs, as a file: a look at an engine, or the releases that run exactly as they should. (The hashes of a look are
+/// keyed with its device's secret; only a release can be compared with a release anywhere.)
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum StateFile {
+    /// Releases.
+    Releases(TargetFile),
+    /// A look.
+    Look(State),
+}
+
+impl StateFile {
+    /// The state it speaks of.
+    ///
+    /// # Errors
+    /// As [`wanted`].
+    pub fn state(self, cx: &Context) -> Result<State, ApplyError> {
+        match self {
+            Self::Releases(file) => Ok(running(cx, &wanted(cx, &file)?)),
+            Self::Look(state) => Ok(state),
+        }
+    }
+}
+
+/// The id of the `n`-th container of [`running`].
+pub(crate) fn made_up_id(n: usize) -> String {
+    format!("{n:012x}")
+}
+
+/// The state in which this is exactly what runs, under made-up ids.
+#[must_use]
+pub fn running(cx: &Context, wanted: &Wanted) -> State {
+    let mut state = State::default();
+    for (app, want) in &wanted.apps {
+        let seen = state.apps.entry(*app).or_default();
+        for (i, (network, one)) in want.networks.iter().enumerate() {
+            let full = labels::object_name(&cx.prefix, *app, network.as_str());
+            let seen_one = SeenNetwork { hash: one.hash.clone(), id: format!("net{i}"), name: full };
+            seen.networks.insert(network.clone(), vec![seen_one]);
+        }
+        for (volume, one) in &want.volumes {
+            let full = labels::object_name(&cx.prefix, *app, volume.as_str());
+            seen.volumes.insert(volume.clone(), SeenVolume { hash: one.hash.clone(), name: full });
+        }
+        for (i, service) in want.services.keys().enumerate() {
+            let one = container(cx, want, *app, service, &seen.networks, i);
+            seen.services.insert(service.clone(), vec![one]);
+        }
+    }
+    state
+}
+
+fn container(
+    cx: &Context,
+    want: &WantedApp,
+    app: AppId,
+    service: &Name,
+    networks: &BTreeMap<Name, Vec<SeenNetwork>>,
+    i: usize,
+) -> Seen {
+    let one = &want.services[service];
+    Seen {
+        hash: one.hash.clone(),
+        container: Container {
+            id: made_up_id(i + 1),
+            name: labels::object_name(&cx.prefix, app, service.as_str()),
+            image: ImageId(one.image.config_digest.to_string()),
+            labels: BTreeMap::new(),
+            state: RunState::Running,
+            health: Health::None,
+            exit_code: 0,
+            restarts: 0,
+            started_at: "t".into(),
+            grace_s: 10,
+            networks: one
+                .joins
+                .iter()
+                .filter_map(|(name, join)| {
+                    Some((join.network.clone(), networks.get(name)?.first()?.id.clone()))
+                })
+                .collect(),
+            shares: one
+                .peers
+                .iter()
+                .filter_map(|peer| Some(made_up_id(want.services.keys().position(|s| s == peer)? + 1)))
+                .collect(),
+            privileged: false,
+            unreadable: None,
+        },
+    }
 }
 
 /// A made-up app of `n` services on one network, as benches use it: a third with a volume, each depending on the first.

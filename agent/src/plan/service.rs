@@ -242,7 +242,9 @@ fn keep(
     steps: &mut Steps,
 ) -> Result<(), Blocked> {
     let id = || Which::Id(seen.container.id.clone());
-    let starts = !rests(view, service, seen);
+    // One that ended while another of its service is there was stopped for that one, whatever its exit code says.
+    let interrupted = seen.container.state == RunState::Exited && !others.is_empty();
+    let starts = interrupted || !rests(view, service, seen);
     let any_runs =
         others.iter().any(|o| matches!(o.container.state, RunState::Running | RunState::Restarting));
     for network in missing(view, service, seen) {

@@ -1,19 +1,19 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+use std::{fmt::Write as _, sync::Arc};
 
 use copal_protocol::ids::{AppId, Name};
 use serde_json::json;
 
 use super::{
-    Policy, labels,
+    Policy,
     offline::{self, TargetFile},
     plan,
-    wanted::{Context, Wanted, WantedApp},
+    wanted::{Context, Wanted},
 };
 use crate::{
-    engine::{Container, Health, ImageId, RunState},
-    observe::{Seen, SeenNetwork, SeenVolume, State},
+    engine::{ImageId, RunState},
+    observe::{Seen, State},
 };
 
 const APP: &str = "00112233445566778899aabbccddeeff";
@@ -62,62 +62,11 @@ fn wanted(file: &TargetFile) -> Wanted {
 }
 
 fn id(n: usize) -> String {
-    format!("{n:012x}")
+    offline::made_up_id(n)
 }
 
-/// The state in which this is exactly what runs.
 fn realised(wanted: &Wanted) -> State {
-    let mut state = State::default();
-    for (app, want) in &wanted.apps {
-        let seen = state.apps.entry(*app).or_default();
-        for (i, (network, one)) in want.networks.iter().enumerate() {
-            let full = labels::object_name("copal", *app, network.as_str());
-            let seen_one = SeenNetwork { hash: one.hash.clone(), id: format!("net{i}"), name: full };
-            seen.networks.insert(network.clone(), vec![seen_one]);
-        }
-        for (volume, one) in &want.volumes {
-            let full = labels::object_name("copal", *app, volume.as_str());
-            seen.volumes.insert(volume.clone(), SeenVolume { hash: one.hash.clone(), name: full });
-        }
-        for (i, service) in want.services.keys().enumerate() {
-            let one = container(want, *app, service, &seen.networks, i);
-            seen.services.insert(service.clone(), vec![one]);
-        }
-    }
-    state
-}
-
-fn container(
-    want: &WantedApp,
-    app: AppId,
-    service: &Name,
-    networks: &BTreeMap<Name, Vec<SeenNetwork>>,
-    i: usize,
-) -> Seen {
-    let one = &want.services[service];
-    Seen {
-        hash: one.hash.clone(),
-        container: Container {
-            id: id(i + 1),
-            name: labels::object_name("copal", app, service.as_str()),
-            image: ImageId(one.image.config_digest.to_string()),
-            labels: BTreeMap::new(),
-            state: RunState::Running,
-            health: Health::None,
-            exit_code: 0,
-            restarts: 0,
-            started_at: "t".into(),
-            grace_s: 10,
-            networks: one.joins.iter().map(|(n, j)| (j.network.clone(), networks[n][0].id.clone())).collect(),
-            shares: one
-                .peers
-                .iter()
-                .map(|peer| id(want.services.keys().position(|s| s == peer).unwrap() + 1))
-                .collect(),
-            privileged: false,
-            unreadable: None,
-        },
-    }
+    offline::running(&cx(), wanted)
 }
 
 fn with_images(mut state: State, wanted: &Wanted) -> State {
@@ -353,6 +302,12 @@ fn a_state_and_a_target_survive_being_files() {
     let state = realised(&wanted(&file));
     let state: State = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
     let file: TargetFile = serde_json::from_str(&serde_json::to_string(&file).unwrap()).unwrap();
-    let init_runs = offline::plan(&cx(), &state, &file).unwrap();
-    assert!(init_runs.is_empty(), "{init_runs}");
+    assert!(offline::plan(&cx(), &state, &file).unwrap().is_empty());
+    // What runs may be given as a release, too.
+    let json = serde_json::to_string(&file).unwrap();
+    let given: offline::StateFile = serde_json::from_str(&json).unwrap();
+    let state = given.state(&cx()).unwrap();
+    assert!(offline::plan(&cx(), &state, &file).unwrap().is_empty());
+    let given: offline::StateFile = serde_json::from_str(&serde_json::to_string(&state).unwrap()).unwrap();
+    assert_eq!(given.state(&cx()).unwrap(), state);
 }

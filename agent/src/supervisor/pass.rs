@@ -581,8 +581,13 @@ fn supersede(
     }
 }
 
-/// Services whose lane fails in a way that speaks against the target.
+/// Services whose lane fails in a way that speaks against the target. None does while another lane of the app is at
+/// work: what fails may wait for a port or an address that the other one is about to let go.
 fn failures(lanes: &BTreeMap<LaneKey, LaneState>, id: AppId) -> BTreeMap<Name, (u32, ApplyError)> {
+    let at_work = |lane: &LaneState| lane.running.as_ref().is_some_and(|running| !running.downloads());
+    if lanes.iter().any(|((app, _), lane)| *app == id && at_work(lane)) {
+        return BTreeMap::new();
+    }
     lanes
         .iter()
         .filter(|((app, _), _)| *app == id)

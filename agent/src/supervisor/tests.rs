@@ -373,6 +373,19 @@ async fn a_bad_release_undoes_itself_and_is_not_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_stopped_for_a_release_that_failed_runs_again() {
+    // Stopped, it ends with 0, and its policy would let that be.
+    let spec = |behaviour: &str| json!({"command": [behaviour], "restart": {"on_failure": {"max": 0}}});
+    let release =
+        |image: &str, behaviour: &str| app_target(&json!({"web": [image, spec(behaviour)]}), json!({}));
+    let device = Device::installed(&[release("web1", "runs")]).await;
+    let id = device.id("web");
+    device.set(target(&[release("web2", "refuses")], 2));
+    device.until("rolled back", |d| d.code() == "rolled_back" && d.runs() == ["web runs Running"]).await;
+    assert_eq!(device.id("web"), id);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_one_shot_undoes_the_release() {
     let device = Device::installed(&[three("web1", "runs")]).await;
     let mut bad = three("web1", "runs");

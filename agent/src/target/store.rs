@@ -188,7 +188,8 @@ impl Store {
         inner.marks = marks;
         let (resolved, apps) = inner.accepted.take().map(|a| (a.resolved, a.apps)).unwrap_or_default();
         let text = String::from_utf8_lossy(bytes).into_owned();
-        let accepted = Accepted { assignment: text, resolved, apps };
+        let assigned = assignment.apps.iter().map(|a| a.app_id).collect();
+        let accepted = Accepted { assignment: text, resolved, assigned, apps };
         let saved = self.state.save("target", &accepted);
         inner.accepted = Some(accepted);
         saved.map(drop)
@@ -241,7 +242,7 @@ impl Store {
                 env: assignment.env.get(&app.app_id).cloned().unwrap_or_default(),
                 sealed: assignment.sealed.get(&app.app_id).cloned().unwrap_or_default(),
             };
-            if had == Some(&stored) {
+            if had == Some(&stored) && !fetched.contains_key(&app.sha256) {
                 continue;
             }
             let purpose = if keeps_release {
@@ -270,7 +271,7 @@ impl Store {
                 }
             }
         }
-        let assigned: BTreeSet<AppId> = assignment.apps.iter().map(|a| a.app_id).collect();
+        let assigned = accepted.assigned.clone();
         accepted.apps.retain(|app, _| assigned.contains(app));
         if refused.is_empty() {
             accepted.resolved = (assignment.assign_epoch, assignment.seq);
@@ -293,7 +294,10 @@ impl Store {
         let wanted: Vec<StoredTarget> = match &inner.accepted {
             Some(accepted) => {
                 resolved.order = accepted.resolved;
-                accepted.apps.values().cloned().collect()
+                // An app whose every target was refused keeps what it committed.
+                let kept = accepted.assigned.iter().filter(|app| !accepted.apps.contains_key(app));
+                let kept = kept.filter_map(|app| inner.apps.get(app)?.committed.as_ref());
+                accepted.apps.values().chain(kept).cloned().collect()
             }
             // The target was lost: what was committed goes on until the cloud is heard.
             None => inner.apps.values().filter_map(|r| r.committed.clone()).collect(),

@@ -1,6 +1,6 @@
 //! What the files of the state folder hold of targets. Wire documents stay as the bytes they came as; secrets stay sealed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use copal_protocol::{
     documents::{EnvByService, Reason, SealedByService},
@@ -41,6 +41,8 @@ pub(super) struct Accepted {
     pub assignment: String,
     /// (assign_epoch, seq) of the newest assignment whose every app was accepted.
     pub resolved: (u64, u64),
+    /// The apps it names, accepted or not: an app it does not name goes, one whose newest was refused stays.
+    pub assigned: BTreeSet<AppId>,
     /// The newest accepted effective target of each assigned app.
     pub apps: BTreeMap<AppId, StoredTarget>,
 }

@@ -1,6 +1,11 @@
 //! A small fake cloud on loopback, and a device that talks to it. The cloud signs with fixed keys known to everybody and
 //! can be told to lie.
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "test support; each test file uses its part"
+)]
 
 use std::{
     collections::HashMap,

@@ -61,7 +61,7 @@ pub(crate) async fn sign_in(
     };
     app.auth.limits.succeeded(&email, &source);
     // Always a new session: one that was planted in this browser beforehand stays worthless, and ends here.
-    if let Some(old) = sessions::cookie(&headers) {
+    if let Some(old) = sessions::cookie(&app, &headers) {
         sessions::end(&mut tx, old).await?;
     }
     let session = sessions::begin(&mut tx, &user.id).await?;
@@ -79,7 +79,7 @@ pub(crate) async fn sign_out(
     caller: Caller,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse> {
-    if let Some(session) = sessions::cookie(&headers) {
+    if let Some(session) = sessions::cookie(&app, &headers) {
         let mut tx = app.db.write().await?;
         sessions::end(&mut tx, session).await?;
         let object = format!("user:{}", caller.email);

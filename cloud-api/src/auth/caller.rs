@@ -38,7 +38,7 @@ impl FromRequestParts<App> for Caller {
             })?;
             return tokens::caller(app, token, source(&parts.headers)).await;
         }
-        let Some(session) = sessions::cookie(&parts.headers) else {
+        let Some(session) = sessions::cookie(app, &parts.headers) else {
             return Err(Problem::unauthorized(
                 "credentials_missing",
                 "This needs credentials: `Authorization: Bearer copal_…`, or a signed-in session.",

@@ -18,17 +18,27 @@ pub const LIFETIME_S: i64 = 7 * 24 * 3600;
 const SECURE_NAME: &str = "__Host-copal_session";
 const PLAIN_NAME: &str = "copal_session";
 
-/// The session id a request carries.
+/// The session id a request carries, under the one name this server gives it: under TLS a cookie without the prefix may
+/// be a neighbour's.
 #[must_use]
-pub fn cookie(headers: &HeaderMap) -> Option<&str> {
+pub fn cookie<'a>(app: &App, headers: &'a HeaderMap) -> Option<&'a str> {
+    let wanted = name(app);
     headers
         .get_all(header::COOKIE)
         .iter()
         .filter_map(|v| v.to_str().ok())
         .flat_map(|v| v.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .find(|(name, _)| *name == SECURE_NAME || *name == PLAIN_NAME)
+        .find(|(name, _)| *name == wanted)
         .map(|(_, value)| value)
+}
+
+fn secure(app: &App) -> bool {
+    app.config.url.starts_with("https://")
+}
+
+fn name(app: &App) -> &'static str {
+    if secure(app) { SECURE_NAME } else { PLAIN_NAME }
 }
 
 /// The `Set-Cookie` that gives a session id, or with an empty id takes it away.
@@ -36,10 +46,9 @@ pub fn cookie(headers: &HeaderMap) -> Option<&str> {
 /// # Errors
 /// Never for ids made here.
 pub fn set_cookie(app: &App, id: &str) -> Result<HeaderValue> {
-    let secure = app.config.url.starts_with("https://");
-    let name = if secure { SECURE_NAME } else { PLAIN_NAME };
+    let name = name(app);
     let age = if id.is_empty() { 0 } else { LIFETIME_S };
-    let secure = if secure { "; Secure" } else { "" };
+    let secure = if secure(app) { "; Secure" } else { "" };
     HeaderValue::try_from(format!("{name}={id}; Path=/; Max-Age={age}; HttpOnly; SameSite=Strict{secure}"))
         .map_err(Problem::internal)
 }

@@ -73,7 +73,7 @@ async fn sign_in(
 
 async fn sign_out(State(app): State<App>, mut headers: HeaderMap) -> Result<Response, Refusal> {
     auth::own_page(&headers, &app.config.url)?;
-    let Some(session) = auth::sessions::cookie(&headers).map(str::to_owned) else {
+    let Some(session) = auth::sessions::cookie(&app, &headers).map(str::to_owned) else {
         return Ok(Redirect::to("/sign-in").into_response());
     };
     headers.remove(header::AUTHORIZATION);

@@ -31,7 +31,7 @@ pub(super) async fn enrol(
     body: super::Strict<EnrolRequest>,
 ) -> Result<Json<EnrolResponse>> {
     let source = peer(&headers);
-    app.devices.limits.attempt(&source, Instant::now())?;
+    app.devices.limits.enrol(&source, Instant::now())?;
     let answer = admit(&app, body.0).await;
     if answer.as_ref().is_err_and(|p| p.status().is_client_error()) {
         app.devices.limits.failed(&source, Instant::now());

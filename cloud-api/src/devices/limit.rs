@@ -8,11 +8,12 @@ use std::{
 
 use crate::error::Problem;
 
-/// Refusals at enrolment and login one address may collect at once, and how fast they are forgiven. A site behind one
-/// address that enrols a whole fleet does not fail, so this does not slow it.
+/// Refusals at enrolment one address may collect at once, and how fast they are forgiven. A site behind one address
+/// that enrols a whole fleet does not fail, so this does not slow it.
 const FAILURES: Rate = Rate { burst: 20.0, per_second: 0.5 };
-/// Attempts of any outcome from one address: what checking signatures may cost.
-const ATTEMPTS: Rate = Rate { burst: 300.0, per_second: 20.0 };
+/// Attempts to enrol or log in from one address, of any outcome: what checking signatures may cost. Generous, since a
+/// whole fleet may sit behind one address and come back at once; a signature costs less than 0.1 ms.
+const ATTEMPTS: Rate = Rate { burst: 5_000.0, per_second: 500.0 };
 /// Reports of one device.
 pub(super) const REPORTS: Rate = Rate { burst: 60.0, per_second: 5.0 };
 /// Addresses remembered. Past it the map begins anew: someone with so many addresses is not stopped by counting them.
@@ -60,25 +61,27 @@ impl Bucket {
 pub(super) struct Limits(Mutex<HashMap<String, (Bucket, Bucket)>>);
 
 impl Limits {
-    /// An address tries to enrol or log in.
+    /// An address tries to enrol.
+    pub(super) fn enrol(&self, source: &str, now: Instant) -> Result<(), Problem> {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if map.get_mut(source).is_some_and(|(_, failures)| failures.is_spent(FAILURES, now)) {
+            return Err(too_many());
+        }
+        drop(map);
+        self.attempt(source, now)
+    }
+
+    /// An address tries something that costs a signature check.
     pub(super) fn attempt(&self, source: &str, now: Instant) -> Result<(), Problem> {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if map.len() >= ADDRESSES {
             map.clear();
         }
-        let (attempts, failures) = map.entry(source.to_owned()).or_default();
-        if failures.is_spent(FAILURES, now) || !attempts.take(ATTEMPTS, now) {
-            return Err(Problem::new(
-                http::StatusCode::TOO_MANY_REQUESTS,
-                "too_many_requests",
-                "Too many attempts from this address; wait and try again.",
-            )
-            .retry_after(5));
-        }
-        Ok(())
+        let (attempts, _) = map.entry(source.to_owned()).or_default();
+        if attempts.take(ATTEMPTS, now) { Ok(()) } else { Err(too_many()) }
     }
 
-    /// It was refused.
+    /// An enrolment was refused.
     pub(super) fn failed(&self, source: &str, now: Instant) {
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, failures)) = map.get_mut(source) {
@@ -94,6 +97,15 @@ impl Limits {
     }
 }
 
+fn too_many() -> Problem {
+    Problem::new(
+        http::StatusCode::TOO_MANY_REQUESTS,
+        "too_many_requests",
+        "Too many attempts from this address; wait and try again.",
+    )
+    .retry_after(5)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,18 +115,20 @@ mod tests {
         let limits = Limits::default();
         let now = Instant::now();
         for _ in 0..20 {
-            limits.attempt("10.0.0.1", now).unwrap();
+            limits.enrol("10.0.0.1", now).unwrap();
             limits.failed("10.0.0.1", now);
         }
-        assert_eq!(limits.attempt("10.0.0.1", now).unwrap_err().code(), "too_many_requests");
-        limits.attempt("10.0.0.2", now).unwrap();
-        limits.attempt("10.0.0.1", now + Duration::from_secs(5)).unwrap();
+        assert_eq!(limits.enrol("10.0.0.1", now).unwrap_err().code(), "too_many_requests");
+        limits.enrol("10.0.0.2", now).unwrap();
+        limits.attempt("10.0.0.1", now).unwrap();
+        limits.enrol("10.0.0.1", now + Duration::from_secs(5)).unwrap();
     }
 
     #[test]
     fn a_site_that_enrols_hundreds_without_failing_is_not_slowed() {
         let limits = Limits::default();
         let now = Instant::now();
-        assert!((0..300).all(|_| limits.attempt("10.0.0.1", now).is_ok()));
+        assert!((0..5_000).all(|_| limits.enrol("10.0.0.1", now).is_ok()));
+        assert_eq!(limits.attempt("10.0.0.1", now).unwrap_err().code(), "too_many_requests");
     }
 }

@@ -35,13 +35,8 @@ pub(super) async fn login(
     headers: HeaderMap,
     body: Strict<LoginRequest>,
 ) -> Result<Json<LoginResponse>> {
-    let source = peer(&headers);
-    app.devices.limits.attempt(&source, Instant::now())?;
-    let answer = admit(&app, &body.0).await;
-    if answer.as_ref().is_err_and(|p| p.code() == "login_refused") {
-        app.devices.limits.failed(&source, Instant::now());
-    }
-    answer.map(Json)
+    app.devices.limits.attempt(&peer(&headers), Instant::now())?;
+    admit(&app, &body.0).await.map(Json)
 }
 
 async fn admit(app: &App, request: &LoginRequest) -> Result<LoginResponse> {

@@ -29,6 +29,8 @@ use crate::{
 pub const SESSION: Duration = Duration::from_secs(1800);
 /// A device is online while it holds a poll, or for so long after it was heard.
 pub const ONLINE_S: u64 = 90;
+/// How far a row's `last_seen` may be behind, seconds: a write a minute for each connected device is enough.
+const BEHIND_S: u64 = 60;
 /// Sessions of one device at a time: a new login lets requests under the last token end.
 const SESSIONS_EACH: usize = 3;
 
@@ -61,6 +63,8 @@ pub(crate) struct Entry {
     pub(crate) device_id: DeviceId,
     pub(crate) fleet_id: FleetId,
     facts: Mutex<Facts>,
+    /// Keys of its sessions, oldest first.
+    sessions: Mutex<Vec<[u8; 32]>>,
     /// Wakes held polls: the assignment or the state changed.
     pub(super) changed: Notify,
     /// Unix seconds; 0 before the first contact.
@@ -88,6 +92,7 @@ impl Entry {
                 mark: row.mark,
                 reports: super::limit::Bucket::default(),
             }),
+            sessions: Mutex::default(),
             changed: Notify::new(),
             last_seen: AtomicU64::new(seen),
             flushed: AtomicU64::new(seen),
@@ -98,6 +103,11 @@ impl Entry {
 
     pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Taken after the lock on all sessions, never before it.
+    fn sessions(&self) -> MutexGuard<'_, Vec<[u8; 32]>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The seq of its assignment.
@@ -192,29 +202,27 @@ impl Memory {
     pub(super) fn open(&self, entry: &Arc<Entry>) -> Result<String> {
         let mut token = [0; 32];
         getrandom::fill(&mut token).map_err(Problem::internal)?;
+        let key = *Sha256Hex::of(&token).as_bytes();
         let mut sessions = write(&self.sessions);
-        let mut own: Vec<([u8; 32], Instant)> = sessions
-            .iter()
-            .filter(|(_, s)| s.entry.device_id == entry.device_id)
-            .map(|(key, s)| (*key, s.opened))
-            .collect();
-        own.sort_by_key(|(_, opened)| *opened);
-        for (key, _) in own.iter().rev().skip(SESSIONS_EACH - 1) {
-            sessions.remove(key);
+        let mut own = entry.sessions();
+        own.push(key);
+        if own.len() > SESSIONS_EACH {
+            sessions.remove(&own.remove(0));
         }
-        sessions.insert(
-            *Sha256Hex::of(&token).as_bytes(),
-            Session { entry: Arc::clone(entry), opened: Instant::now() },
-        );
+        drop(own);
+        sessions.insert(key, Session { entry: Arc::clone(entry), opened: Instant::now() });
         Ok(URL_SAFE_NO_PAD.encode(token))
     }
 
     /// Ends every session of a device; held polls end too.
     pub(crate) fn cut(&self, device: DeviceId) {
-        write(&self.sessions).retain(|_, session| session.entry.device_id != device);
-        if let Some(entry) = self.get(device) {
-            entry.changed.notify_waiters();
+        let Some(entry) = self.get(device) else { return };
+        let mut sessions = write(&self.sessions);
+        for key in entry.sessions().drain(..) {
+            sessions.remove(&key);
         }
+        drop(sessions);
+        entry.changed.notify_waiters();
     }
 
     /// A device, where it is known.
@@ -261,8 +269,9 @@ impl Memory {
         }
     }
 
-    /// What changed since the last sweep; drops what has run out.
-    pub(super) fn sweep(&self, now: u64) -> Swept {
+    /// Contacts worth writing down; drops what has run out. While the cloud runs it knows better than the database when
+    /// a device was heard, so a row may be a minute behind; `all` brings every row up to date.
+    pub(super) fn sweep(&self, now: u64, all: bool) -> Swept {
         write(&self.sessions).retain(|_, session| session.opened.elapsed() < SESSION);
         self.limits.sweep();
         self.challenges.sweep();
@@ -271,13 +280,15 @@ impl Memory {
             if entry.held.load(Relaxed) > 0 {
                 entry.last_seen.store(now, Relaxed);
             }
-            let seen = entry.last_seen();
-            if seen != entry.flushed.swap(seen, Relaxed) {
-                swept.seen.push((entry.device_id, seen));
-            }
-            if entry.online.load(Relaxed) && !entry.is_online(now) {
+            let gone = entry.online.load(Relaxed) && !entry.is_online(now);
+            if gone {
                 entry.online.store(false, Relaxed);
                 swept.offline.push(Arc::clone(entry));
+            }
+            let (seen, flushed) = (entry.last_seen(), entry.flushed.load(Relaxed));
+            if seen != flushed && (all || gone || seen.abs_diff(flushed) >= BEHIND_S) {
+                entry.flushed.store(seen, Relaxed);
+                swept.seen.push((entry.device_id, seen));
             }
         }
         swept

@@ -31,7 +31,7 @@ pub async fn run(app: App) {
             () = tokio::time::sleep(EVERY) => false,
             () = app.stopping.cancelled() => true,
         };
-        if let Err(problem) = sweep(&app).await {
+        if let Err(problem) = sweep(&app, stop).await {
             tracing::warn!(%problem, "writing down which devices were seen; tried again later");
         }
         if stop {
@@ -41,9 +41,9 @@ pub async fn run(app: App) {
 }
 
 /// One batch.
-pub(crate) async fn sweep(app: &App) -> Result<()> {
+pub(crate) async fn sweep(app: &App, all: bool) -> Result<()> {
     let now = app::now();
-    let swept = app.devices.sweep(now);
+    let swept = app.devices.sweep(now, all);
     for chunk in swept.seen.chunks(500) {
         let mut tx = app.db.write().await?;
         for (device, seen) in chunk {

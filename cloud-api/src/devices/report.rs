@@ -184,6 +184,7 @@ fn clean(reason: &Reason) -> Reason {
     }
 }
 
+/// A device's text within bounds, and unable to steer a terminal or pass for two lines.
 fn short(text: &str, max: usize) -> String {
-    text.chars().take(max).collect()
+    text.chars().take(max).map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
 }

@@ -316,7 +316,7 @@ async fn reports_become_state_one_reason_and_events() {
             r.reason = Some(Reason {
                 service: Some("web".parse().unwrap()),
                 exit_code: Some(7),
-                log_tail: vec!["out of cheese".to_owned()],
+                log_tail: vec!["out of\u{1b}[31m cheese\r\n".to_owned()],
                 ..said("rolled_back")
             });
             r.committed = [(fleet.keys.app_id, release.parse().unwrap())].into();
@@ -324,7 +324,7 @@ async fn reports_become_state_one_reason_and_events() {
         .await;
     let shown = fleet.shown(&device).await;
     assert_eq!((&shown["on_target"], &shown["reason"]["code"]), (&json!(false), &json!("rolled_back")));
-    assert_eq!(shown["reason"]["log_tail"][0], "out of cheese");
+    assert_eq!(shown["reason"]["log_tail"][0], "out of\u{fffd}[31m cheese\u{fffd}\u{fffd}");
     let events = fleet.ok("GET", &format!("{path}/events"), None).await;
     let kinds: Vec<_> =
         events["items"].as_array().unwrap().iter().map(|e| e["kind"].as_str().unwrap()).collect();
@@ -357,11 +357,66 @@ async fn a_restarted_cloud_knows_devices_and_asks_them_to_log_in_again() {
     let memory = devices::Memory::load(&fleet.cloud.app.db).await.unwrap();
     assert_eq!(memory.get(device.id).unwrap().seq(), Some(1));
     assert!(!memory.get(device.id).unwrap().is_online(app::now()));
-    devices::presence::sweep(&fleet.cloud.app).await.unwrap();
+    devices::presence::sweep(&fleet.cloud.app, false).await.unwrap();
     let memory = devices::Memory::load(&fleet.cloud.app.db).await.unwrap();
     assert!(memory.get(device.id).unwrap().is_online(app::now()), "when it was seen is written down");
     let headers = [(header::AUTHORIZATION, format!("Bearer {}", device.session).parse().unwrap())];
     assert_eq!(memory.session(&headers.into_iter().collect()).unwrap_err().code(), "token_invalid");
+}
+
+#[tokio::test]
+async fn a_connected_device_costs_no_write_each_sweep_and_is_written_down_at_the_end() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let (app, now) = (&fleet.cloud.app, app::now());
+    let entry = app.devices.get(device.id).unwrap();
+    assert_eq!(app.devices.sweep(now, false).seen.len(), 1);
+    let held = entry.hold();
+    assert!(app.devices.sweep(now + 10, false).seen.is_empty());
+    assert_eq!(app.devices.sweep(now + 20, true).seen, [(device.id, now + 20)]);
+    assert_eq!(app.devices.sweep(now + 90, false).seen.len(), 1);
+    drop(held);
+    assert!(app.devices.sweep(now + 30, false).offline.is_empty());
+    assert_eq!(app.devices.sweep(now + 1_000, false).offline.len(), 1);
+    assert!(app.devices.sweep(now + 1_001, false).offline.is_empty(), "told once");
+}
+
+#[tokio::test]
+async fn a_revocation_holds_even_when_its_caller_hangs_up() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let path = format!("/api/v1/devices/{}/revoke", device.id);
+    {
+        let mut call = Box::pin(fleet.call("POST", &path, None));
+        // Polled until it waits for the first time, then dropped.
+        assert!(futures_util::poll!(&mut call).is_pending());
+    }
+    while fleet.shown(&device).await["state"] != "revoked" {
+        tokio::task::yield_now().await;
+    }
+    loop {
+        let answer = device.get(&fleet, "/device/v1/roots/1", None).await;
+        if answer.status == StatusCode::FORBIDDEN {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_device_has_few_sessions_and_the_oldest_ends_first() {
+    let fleet = Fleet::new().await;
+    let mut device = fleet.device(1).await;
+    let first = device.session.clone();
+    for _ in 0..2 {
+        device.login(&fleet).await;
+    }
+    assert_eq!(
+        fleet.cloud.call("GET", "/device/v1/state", &first, None).await.status,
+        StatusCode::NO_CONTENT
+    );
+    device.login(&fleet).await;
+    assert_eq!(fleet.cloud.call("GET", "/device/v1/state", &first, None).await.code(), "token_invalid");
+    assert_eq!(device.get(&fleet, "/device/v1/state", None).await.status, StatusCode::NO_CONTENT);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::{
     Router,
     extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
@@ -36,6 +36,7 @@ pub fn around(rooms: Router<App>, app: &App) -> Router<App> {
     rooms
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(RequestBodyTimeoutLayer::new(BODY_IDLE))
+        .layer(middleware::from_fn(finished))
         .layer(middleware::from_fn(no_token_in_url))
         .layer(middleware::from_fn(in_time))
         .layer(CatchPanicLayer::custom(|_: Box<dyn std::any::Any + Send>| {
@@ -154,7 +155,7 @@ async fn no_token_in_url(request: Request, next: Next) -> Result<Response> {
     let path = request.uri().path();
     let credential = |pair: &str| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        value.to_ascii_lowercase().contains("copal_")
+        holds_token(value)
             || (path.starts_with("/api/")
                 && matches!(
                     name.to_ascii_lowercase().as_str(),
@@ -168,6 +169,14 @@ async fn no_token_in_url(request: Request, next: Next) -> Result<Response> {
         ));
     }
     Ok(next.run(request).await)
+}
+
+/// Whether a token of ours is in this, its `_` perhaps percent-encoded. A name that merely begins like one is none.
+fn holds_token(value: &str) -> bool {
+    let value = value.replace("%5F", "_").replace("%5f", "_").replace("%2D", "-").replace("%2d", "-");
+    value.split(auth::tokens::PREFIX).skip(1).any(|rest| {
+        rest.bytes().take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-')).count() >= 43
+    })
 }
 
 /// Bounds the time until an answer of `/api/v1` begins.
@@ -185,4 +194,17 @@ async fn in_time(request: Request, next: Next) -> Result<Response> {
         )
         .retry_after(10)
     })
+}
+
+/// A write once begun is finished, whether or not the caller still listens: between a commit and telling memory of it
+/// (who is revoked, what is assigned) nothing may be dropped.
+async fn finished(request: Request, next: Next) -> Result<Response> {
+    let path = request.uri().path();
+    let write = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if !write || !(path.starts_with("/api/") || path.starts_with("/device/")) {
+        return Ok(next.run(request).await);
+    }
+    tokio::spawn(next.run(request).in_current_span())
+        .await
+        .map_err(|_| Problem::internal("a handler panicked"))
 }

@@ -1,15 +1,14 @@
 //! Certificates by ACME: asked for and renewed in the background, kept in `tls/acme`.
 
-use std::sync::Arc;
+use std::{os::unix::fs::DirBuilderExt as _, path::Path, sync::Arc};
 
+use anyhow::Context as _;
 use rustls::{
     RootCertStore, ServerConfig, crypto::CryptoProvider, pki_types::CertificateDer,
     pki_types::pem::PemObject as _,
 };
 use rustls_acme::{AcmeConfig, caches::DirCache};
 use tokio_stream::StreamExt as _;
-
-use anyhow::Context as _;
 
 /// The two faces of a server under ACME: to the CA that validates, and to everyone else.
 #[derive(Debug, Clone)]
@@ -18,17 +17,21 @@ pub(super) struct Acme {
     pub(super) usual: Arc<ServerConfig>,
 }
 
-/// A CA whose directory is itself under a private CA: a local one, as in tests. PEM.
-const DIRECTORY_CA_ENV: &str = "COPAL_ACME_DIRECTORY_CA";
-
 /// Begins; errors of the CA are logged and tried again with backoff.
 pub(super) fn start(
     domains: &[String],
     email: Option<&str>,
     directory: Option<&str>,
-    dir: &std::path::Path,
+    directory_ca: Option<&Path>,
+    dir: &Path,
     provider: &Arc<CryptoProvider>,
 ) -> anyhow::Result<Acme> {
+    // It will hold the account's key and the certificate's.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("making the folder {}", dir.display()))?;
     let mut config = AcmeConfig::new_with_provider(domains, provider.clone())
         .contact(email.map(|e| format!("mailto:{e}")))
         .cache(DirCache::new(dir.join("acme")));
@@ -36,12 +39,11 @@ pub(super) fn start(
         Some(url) => config.directory(url),
         None => config.directory_lets_encrypt(true),
     };
-    if let Ok(path) = std::env::var(DIRECTORY_CA_ENV) {
+    if let Some(path) = directory_ca {
+        let what = || format!("reading acme_directory_ca {}", path.display());
         let mut roots = RootCertStore::empty();
-        for cert in CertificateDer::pem_file_iter(&path)
-            .with_context(|| format!("reading {DIRECTORY_CA_ENV} {path}"))?
-        {
-            roots.add(cert.with_context(|| format!("reading {path}"))?).with_context(|| path.clone())?;
+        for cert in CertificateDer::pem_file_iter(path).with_context(what)? {
+            roots.add(cert.with_context(what)?).with_context(what)?;
         }
         let client = rustls::ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()?

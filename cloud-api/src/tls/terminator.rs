@@ -48,9 +48,10 @@ impl Terminator {
                 let pins = vec![private_ca::pin(&dir)?];
                 Self::files(files()?, provider.clone(), pins, Some(dir.clone()))
             }
-            Tls::Acme { domains, email, directory } => {
+            Tls::Acme { domains, email, directory, directory_ca } => {
+                let (email, directory) = (email.as_deref(), directory.as_deref());
                 let acme =
-                    super::acme::start(domains, email.as_deref(), directory.as_deref(), &dir, &provider)?;
+                    super::acme::start(domains, email, directory, directory_ca.as_deref(), &dir, &provider)?;
                 Ok(Some(Self { kind: Kind::Acme(acme), pins: Vec::new() }))
             }
         }

@@ -64,6 +64,7 @@ async fn a_token_in_the_url_is_refused_wherever() {
         format!("/api/v1/fleets?x={anna}"),
         "/api/v1/fleets?token=abc".to_owned(),
         format!("/healthz?a=b&c={anna}"),
+        format!("/healthz?c={}", anna.replace('_', "%5F")),
     ] {
         let answer = cloud.call("GET", &path, &anna, None).await;
         assert_eq!(
@@ -73,6 +74,15 @@ async fn a_token_in_the_url_is_refused_wherever() {
         );
         assert!(!String::from_utf8_lossy(&answer.bytes).contains(&anna));
     }
+}
+
+#[tokio::test]
+async fn a_name_that_begins_like_a_token_is_none() {
+    let cloud = Cloud::new().await;
+    assert_eq!(
+        cloud.call("GET", "/healthz?from=greenhouse/copal_agent", "", None).await.status,
+        StatusCode::OK
+    );
 }
 
 #[tokio::test]

@@ -6,19 +6,18 @@
 //! 4. Ask for freshness; only then may anything new be installed.
 //! 5. Anything refused or unreachable: say so, wait, try again. What runs goes on.
 
+mod fetch;
+
 use std::{
     collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use copal_protocol::{
-    device_api::FreshnessRequest,
-    documents::{Assignment, Document as _, Freshness, LockState, Reason, Release, Root},
-    envelope::Envelope,
+    documents::{Assignment, Document as _, LockState, Reason, Root},
     ids::Sha256Hex,
-    verify::{self, Code, Error, Verified},
+    verify::{self, Code, Error},
 };
 use tokio::sync::watch;
 
@@ -26,13 +25,11 @@ use super::{condition::Condition, model::Target, store::Store};
 use crate::{
     apply::status::reason,
     clock::Clock,
-    cloud::{Address, Backoff, Call, CloudError, random},
+    cloud::{Address, Backoff, Call, random},
     identity::{Identity, Session, SessionError},
     state::StateError,
 };
 
-/// Roots followed in one cycle.
-const ROOTS_A_CYCLE: usize = 64;
 /// After one poll the cloud did not hold.
 const SHORTLY: Duration = Duration::from_secs(2);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -328,25 +325,6 @@ impl Sync {
         Ok(())
     }
 
-    /// Step 3 of `trust.md`: N+1, N+2, … each kept before the next is asked for.
-    async fn walk_roots(&mut self) -> Result<(), Stop> {
-        for _ in 0..ROOTS_A_CYCLE {
-            let root = self.store.root();
-            let path = format!("/device/v1/roots/{}", root.version + 1);
-            let answer = match self.session.call(Call::get(&path, Root::MAX_BYTES)).await {
-                Ok(answer) => answer,
-                Err(SessionError::Cloud(e)) if e.is_status(404) => break,
-                Err(e) => return Err(e.into()),
-            };
-            let next = verify::next_root(&root, &Envelope::parse::<Root>(&answer.body)?)?;
-            tracing::info!(version = next.version, "a newer root is trusted");
-            self.store.accept_root(next, &answer.body)?;
-            self.after_root();
-        }
-        self.roots_walked = Some(Instant::now());
-        Ok(())
-    }
-
     fn after_root(&mut self) {
         let root = self.store.root();
         self.tell(|c| {
@@ -375,161 +353,6 @@ impl Sync {
         }
     }
 
-    /// Verifies a fetched assignment and does what it says.
-    async fn take(&mut self, bytes: &[u8]) -> Result<(), Stop> {
-        let device = self
-            .session
-            .identity(Identity::device)
-            .ok_or_else(|| Error::new(Code::DeviceMismatch, "this device is not enrolled yet"))?;
-        let envelope = Envelope::parse::<Assignment>(bytes)?;
-        self.suspect = Some(envelope.payload_sha256());
-        let judge = |store: &Store| verify::assignment(&store.root(), &device, &store.mark(), &envelope);
-        let assignment = match judge(&self.store) {
-            // A newer root may explain the signature as well as the number: walk first, then judge once more.
-            Err(e) if matches!(e.code, Code::RootBehind | Code::SigUnknownKey | Code::SigWrongRole) => {
-                self.walk_roots().await?;
-                judge(&self.store)?
-            }
-            judged => judged?,
-        };
-        verify::root_in_time(&self.store.root(), self.clock.now())?;
-        if self.store.mark().sha256 != Some(assignment.sha256()) {
-            tracing::info!(
-                epoch = assignment.assign_epoch,
-                seq = assignment.seq,
-                "a new assignment is accepted"
-            );
-        }
-        self.store.accept_assignment(&assignment, bytes)?;
-        self.tell(|c| {
-            c.refused = None;
-            c.mark = self.store.mark();
-        });
-        self.resolve(&assignment).await
-    }
-
-    /// Fetches what is missing, judges each app, asks for freshness, publishes.
-    async fn resolve(&mut self, assignment: &Verified<Assignment>) -> Result<(), Stop> {
-        self.interval = assignment
-            .config
-            .poll_interval_s
-            .map_or(self.pace.poll, |s| Duration::from_secs(u64::from(s.clamp(10, 86_400))));
-        if let Some(time) = assignment.not_before.filter(|time| *time > self.clock.now()) {
-            self.not_before = Some(time);
-            self.settled = Some(assignment.sha256());
-            self.tell(|c| {
-                c.refused = Some(reason(
-                    "waiting_not_before",
-                    format!("the new target waits until {time} (Unix seconds) as it was asked to"),
-                ));
-            });
-            return Ok(());
-        }
-        self.not_before = None;
-        let mut fetched = BTreeMap::new();
-        let mut unreachable = None;
-        for hash in self.store.missing(assignment) {
-            match self.fetch_release(hash).await {
-                Ok(bytes) => {
-                    fetched.insert(hash, Ok(bytes));
-                }
-                Err(Stop::Refused(e)) => {
-                    fetched.insert(hash, Err(e));
-                }
-                Err(Stop::Session(e)) => {
-                    let code = match &e {
-                        SessionError::Cloud(CloudError::TooLarge(_)) => Code::TooLarge,
-                        SessionError::Cloud(CloudError::Slow(_)) => Code::Slow,
-                        _ => Code::Transport,
-                    };
-                    fetched.insert(hash, Err(Error::new(code, format!("release {hash}: {e}"))));
-                    unreachable = Some(e);
-                }
-                Err(stop @ Stop::State(_)) => return Err(stop),
-            }
-        }
-        let refused = self.store.resolve(assignment, &fetched)?;
-        let whole = refused.is_empty();
-        let releases: BTreeMap<_, _> = assignment.apps.iter().map(|a| (a.app_id, a.sha256)).collect();
-        let reasons: BTreeMap<_, Reason> = refused
-            .iter()
-            .map(|(app, e)| {
-                tracing::warn!(%app, code = %e.code, detail = e.detail, "the app's new release is refused; what runs goes on");
-                (*app, Reason { release: releases.get(app).copied(), ..reason(e.code.as_str(), &e.detail) })
-            })
-            .collect();
-        self.tell(|c| {
-            c.refused = None;
-            c.refused_apps = reasons;
-        });
-        if whole {
-            self.settled = Some(assignment.sha256());
-        }
-        if self.fresh.is_none_or(|(hash, _)| hash != assignment.sha256()) {
-            self.fresh = None;
-            if let Err(e) = self.ask_freshness().await {
-                self.publish();
-                return Err(e);
-            }
-        }
-        self.publish();
-        match (whole, unreachable) {
-            (true, _) => Ok(()),
-            // Not settled: asked for again after the back-off, with the refusals kept in the condition.
-            (false, Some(e)) => Err(e.into()),
-            (false, None) => Err(Stop::Refused(refused.into_values().next().expect("not whole"))),
-        }
-    }
-
-    async fn fetch_release(&self, hash: Sha256Hex) -> Result<Bytes, Stop> {
-        let path = format!("/device/v1/releases/{hash}");
-        let answer = self.session.call(Call::get(&path, Release::MAX_BYTES)).await?;
-        let envelope = Envelope::parse::<Release>(&answer.body)?;
-        if envelope.payload_sha256() != hash {
-            return Err(Error::new(
-                Code::ReleaseHash,
-                format!("the cloud sent release {} where {hash} is assigned", envelope.payload_sha256()),
-            )
-            .into());
-        }
-        Ok(answer.body)
-    }
-
-    async fn ask_freshness(&mut self) -> Result<(), Stop> {
-        let Some(device) = self.session.identity(Identity::device) else { return Ok(()) };
-        let mark = self.store.mark();
-        let Some(hash) = mark.sha256 else { return Ok(()) };
-        let mut nonce = [0; 32];
-        if let Err(e) = getrandom::fill(&mut nonce) {
-            return Err(Error::new(
-                Code::Nonce,
-                format!("the system gives no random bytes for a nonce: {e}"),
-            )
-            .into());
-        }
-        let nonce = Sha256Hex::from_bytes(nonce);
-        let body = serde_json::to_vec(&FreshnessRequest { nonce })
-            .map_err(|e| Error::new(Code::Nonce, e.to_string()))?;
-        let answer =
-            self.session.call(Call::post("/device/v1/freshness", body, Freshness::MAX_BYTES)).await?;
-        let judged = Envelope::parse::<Freshness>(&answer.body)
-            .and_then(|envelope| verify::freshness(&self.store.root(), &device, nonce, &mark, &envelope));
-        match judged {
-            Ok(_) => {
-                self.fresh = Some((hash, Instant::now()));
-                self.publish();
-                Ok(())
-            }
-            Err(e) => {
-                self.fresh = None;
-                // The next poll shows what the cloud has now.
-                self.settled = None;
-                self.publish();
-                Err(e.into())
-            }
-        }
-    }
-
     /// After a restart: what is stored, judged again, without the network.
     fn recall(&mut self) {
         match self.session.identity(Identity::device) {
@@ -539,7 +362,8 @@ impl Sync {
                     let waits = assignment.not_before.filter(|time| *time > self.clock.now());
                     self.not_before = waits;
                     let order = (assignment.assign_epoch, assignment.seq);
-                    if self.store.resolved().order == order || waits.is_some() {
+                    let resolved = self.store.resolved();
+                    if (resolved.order == order && resolved.refused.is_empty()) || waits.is_some() {
                         self.settled = Some(assignment.sha256());
                     }
                 }
@@ -567,6 +391,15 @@ impl Sync {
             c.fresh = fresh;
             c.refused_apps.extend(again);
         });
+        let unreadable = resolved.refused.iter().any(|(app, e)| {
+            !resolved.apps.contains_key(app)
+                && !matches!(e.code, Code::ReleaseRevoked | Code::ReleaseRollback)
+        });
+        if unreadable {
+            // An app without a target goes. Only the owner's word may bring that about, never a damaged file: what was
+            // last published stays, and at a start nothing is touched, until the cloud is heard.
+            return;
+        }
         let may_install = fresh || self.condition.borrow().offline_allowed;
         let target = resolved.into_target(may_install);
         self.targets.send_if_modified(|now| {

@@ -1,5 +1,7 @@
 //! Over real sockets: bounds, TLS, the end.
 
+mod acme;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
