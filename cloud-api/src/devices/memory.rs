@@ -256,6 +256,15 @@ impl Memory {
         }
     }
 
+    /// A fleet has a new Root. Assignments name it; held polls of devices that have none end, so that they look for it.
+    pub(crate) fn stir(&self, fleet: FleetId) {
+        for entry in read(&self.devices).values() {
+            if entry.fleet_id == fleet && entry.facts().mark.is_none() {
+                entry.changed.notify_waiters();
+            }
+        }
+    }
+
     /// A device's new assignment is in the database. Commits may be told in another order than they were made;
     /// an older one changes nothing.
     pub(crate) fn set_mark(&self, device: DeviceId, mark: Mark) {
