@@ -98,6 +98,7 @@ pub(crate) async fn upload(
     if let Err(problem) = rollouts::follow_latest(&app, fleet.fleet_id).await {
         tracing::error!(%problem, fleet = slug, "bringing assignments up to date after a new Root");
     }
+    app.devices.stir(fleet.fleet_id);
     app.bus.publish(Event::Fleet { fleet_id: fleet.fleet_id.to_string(), id: slug });
     Ok(Json(Uploaded { version }))
 }

@@ -45,7 +45,14 @@ pub(super) async fn state(
         notified.as_mut().enable();
         let Some(answer) = now(&app, &headers)? else { break };
         tokio::select! {
-            () = &mut notified => {}
+            () = &mut notified => {
+                // With nothing assigned, whatever stirs the device is worth a look of its own: a new Root, for one.
+                if let Some(answer) = now(&app, &headers)?
+                    && answer.status() == StatusCode::NO_CONTENT
+                {
+                    return Ok(answer);
+                }
+            }
             () = &mut deadline => return Ok(answer),
             () = app.stopping.cancelled() => return Ok(answer),
         }

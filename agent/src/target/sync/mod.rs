@@ -256,6 +256,7 @@ impl Sync {
     async fn cycle(&mut self) -> Result<bool, Stop> {
         self.session.token().await?;
         self.tell_identity();
+        let cycle = Instant::now();
         if self.roots_walked.is_none_or(|t| t.elapsed() >= self.pace.roots) {
             self.walk_roots().await?;
         }
@@ -289,6 +290,11 @@ impl Sync {
                         ));
                     }
                 });
+                // No assignment, so none that names a newer root: it is looked for here, or a fleet without a release
+                // could not be locked.
+                if self.roots_walked.is_none_or(|t| t < cycle) {
+                    self.walk_roots().await?;
+                }
                 return Ok(was_held(wait, began));
             }
             _ => {}
@@ -393,6 +399,7 @@ impl Sync {
         });
         let unreadable = resolved.refused.iter().any(|(app, e)| {
             !resolved.apps.contains_key(app)
+                && !resolved.never_begun.contains(app)
                 && !matches!(e.code, Code::ReleaseRevoked | Code::ReleaseRollback)
         });
         if unreadable {
