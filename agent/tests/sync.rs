@@ -9,7 +9,7 @@ use copal_agent::{
     state::{RealFs, StateDir},
 };
 use copal_protocol::{
-    documents::{Root, SPEC},
+    documents::{EnvMode, LockState, ReleaseMode, Root, SPEC, TerminalMode},
     envelope::Envelope,
     ids::{DeviceId, Sha256Hex},
     seal::{self, SealContext},
@@ -263,6 +263,127 @@ async fn a_newer_root_is_walked_to_and_a_revoked_release_gives_way_to_the_last_g
     agent
         .target("still the first", |t| t.apps.get(&cloud.app()).is_some_and(|a| a.release.sha256() == first))
         .await;
+}
+
+#[tokio::test]
+async fn a_newer_root_reaches_a_device_that_has_no_assignment_and_looking_for_one_writes_nothing() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent
+        .condition("waiting for an assignment", |c| {
+            c.refused.as_ref().is_some_and(|r| r.code == "no_assignment")
+        })
+        .await;
+    let (looked, before) = (cloud.asked("/roots/2"), device.files());
+    while cloud.asked("/roots/2") < looked + 2 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(device.files(), before);
+
+    let root = next_root(&cloud, lock);
+    cloud.with(|i| i.roots.push(root));
+    let condition = agent.condition("on the new root", |c| c.root_version == 2).await;
+    assert_eq!(condition.lock, LockState::Locked);
+    assert_eq!(agent.store.root().version, 2);
+}
+
+fn lock(root: &mut Root) {
+    root.policy.release_mode = ReleaseMode::Owner;
+    root.policy.env_mode = EnvMode::Declared;
+    root.policy.terminal = TerminalMode::Off;
+}
+
+/// Locks the fleet and assigns `release` under that.
+fn lock_with(cloud: &FakeCloud, seq: u64, release: Sha256Hex) {
+    let root = next_root(cloud, lock);
+    cloud.with(|i| i.roots.push(root));
+    let mut assignment = cloud.draft(seq, &[release]);
+    assignment.root_version = 2;
+    cloud.assign(&assignment);
+}
+
+#[tokio::test]
+async fn what_was_accepted_before_a_lock_and_never_begun_needs_the_owners_signature_after_it() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let first = cloud.deploy(1, 10);
+    agent.commits(cloud.app(), first).await;
+    let second = cloud.deploy(2, 11);
+    let given = agent.runs(cloud.app(), second).await;
+
+    lock_with(&cloud, 3, second);
+    agent.refuses("E_SIG_WRONG_ROLE").await;
+    assert_eq!(agent.release_now(cloud.app()), Some(first));
+    let late = agent.store.begin_trial(&given.apps[&cloud.app()]);
+    assert!(late.is_err(), "nor does a trial begin that was decided on before");
+    drop(agent);
+    let agent = device.start();
+    assert_eq!(agent.release_now(cloud.app()), Some(first), "nor after a restart");
+    agent.refuses("E_SIG_WRONG_ROLE").await;
+
+    // The owner signs the very same release: that is fetched again, and taken.
+    let signed = cloud.publish(&release(&cloud.keys, 11), &[&cloud.keys.builder, &cloud.keys.release]);
+    assert_eq!(signed, second);
+    agent.commits(cloud.app(), second).await;
+    agent.condition("no refusal any more", |c| c.refusal().is_none()).await;
+    // Back to what was committed before the lock is a step of the cloud's choosing, too.
+    let mut back = cloud.draft(4, &[first]);
+    back.root_version = 2;
+    cloud.assign(&back);
+    agent.refuses("E_SIG_WRONG_ROLE").await;
+    assert_eq!(agent.release_now(cloud.app()), Some(second));
+}
+
+#[tokio::test]
+async fn a_lock_ends_a_first_release_that_never_began_and_lets_one_on_trial_go_on() {
+    for begun in [false, true] {
+        let cloud = FakeCloud::start().await;
+        let device = Device::of(&cloud);
+        let agent = device.start();
+        agent.condition("enrolled", |c| c.device_id.is_some()).await;
+        let first = cloud.deploy(1, 10);
+        let given = agent.runs(cloud.app(), first).await;
+        if begun {
+            agent.store.begin_trial(&given.apps[&cloud.app()]).unwrap();
+        }
+        lock_with(&cloud, 2, first);
+        if begun {
+            agent.target("under the lock", |t| t.order == (1, 2)).await;
+            assert_eq!(agent.release_now(cloud.app()), Some(first));
+        } else {
+            agent.refuses("E_SIG_WRONG_ROLE").await;
+            agent.target("without it", |t| t.apps.is_empty()).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn under_a_lock_a_variable_no_service_declares_is_refused_and_what_runs_goes_on() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let first = cloud.deploy(1, 10);
+    agent.commits(cloud.app(), first).await;
+    let root = next_root(&cloud, lock);
+    cloud.with(|i| i.roots.push(root));
+    let mut assignment = cloud.draft(2, &[first]);
+    assignment.root_version = 2;
+    assignment
+        .env
+        .entry(cloud.app())
+        .or_default()
+        .entry("web".parse().unwrap())
+        .or_default()
+        .insert("UNDECLARED".into(), "x".into());
+    cloud.assign(&assignment);
+    agent.refuses("E_ENV_UNDECLARED").await;
+    let target = agent.target("what was committed", |t| !t.apps.is_empty()).await;
+    assert_eq!(target.apps[&cloud.app()].release.sha256(), first);
+    assert!(target.apps[&cloud.app()].env.is_empty());
 }
 
 #[tokio::test]

@@ -59,6 +59,8 @@ struct Inner {
     known: HashMap<Sha256Hex, StoredTarget>,
     /// Files that were lost, for the status.
     lost: Vec<String>,
+    /// Apps whose record was lost: what they run may have been committed.
+    unsure: BTreeSet<AppId>,
 }
 
 /// The targets to run now, and which apps' newest was refused, and why.
@@ -68,6 +70,8 @@ pub struct Resolved {
     pub apps: BTreeMap<AppId, AppTarget>,
     /// By app.
     pub refused: BTreeMap<AppId, Error>,
+    /// The refused apps of which nothing ever began here: there is nothing to keep up.
+    pub never_begun: BTreeSet<AppId>,
     /// (assign_epoch, seq) all of this comes from.
     pub order: (u64, u64),
 }
@@ -104,12 +108,12 @@ impl Store {
         };
         let mut marks: Marks = or_lost(state.load("marks"), &mut lost)?.unwrap_or_default();
         let accepted: Option<Accepted> = or_lost(state.load("target"), &mut lost)?;
-        let mut apps = BTreeMap::new();
+        let (mut apps, mut unsure) = (BTreeMap::new(), BTreeSet::new());
         for name in state.names("app-")? {
-            if let Ok(id) = name["app-".len()..].parse::<AppId>()
-                && let Some(record) = or_lost(state.load::<AppRecord>(&name), &mut lost)?
-            {
-                apps.insert(id, record);
+            let Ok(id) = name["app-".len()..].parse::<AppId>() else { continue };
+            match or_lost(state.load::<AppRecord>(&name), &mut lost)? {
+                Some(record) => drop(apps.insert(id, record)),
+                None => drop(unsure.insert(id)),
             }
         }
         marks.clock_floor = clock::raised_by_root(marks.clock_floor, &root);
@@ -118,7 +122,7 @@ impl Store {
             state,
             session,
             settings,
-            inner: Mutex::new(Inner { root, marks, accepted, apps, known: HashMap::new(), lost }),
+            inner: Mutex::new(Inner { root, marks, accepted, apps, known: HashMap::new(), lost, unsure }),
         };
         store.mend_floors();
         Ok(store)
@@ -206,15 +210,37 @@ impl Store {
         verify::assignment(&inner.root, device, &inner.marks.assignment, &envelope).map(Some)
     }
 
-    /// The releases `assignment` names that are not on this disk.
+    /// The releases `assignment` names that are not on this disk, or not with the signatures that today's root asks for:
+    /// the owner may have signed since.
     #[must_use]
     pub fn missing(&self, assignment: &Assignment) -> BTreeSet<Sha256Hex> {
-        assignment
-            .apps
-            .iter()
-            .map(|app| app.sha256)
-            .filter(|hash| !matches!(self.state.load_bytes(&release_file(*hash)), Ok(Some(_))))
-            .collect()
+        let inner = self.lock();
+        let lacks = |app: AppId, hash: Sha256Hex| match self.state.load_bytes(&release_file(hash)) {
+            Ok(Some(bytes)) => {
+                let stored = StoredTarget {
+                    app_id: app,
+                    release: hash,
+                    retry: 0,
+                    env: copal_protocol::documents::EnvByService::default(),
+                    sealed: copal_protocol::documents::SealedByService::default(),
+                };
+                let judged = self.release(&inner, &stored, self.purpose(&inner, app, hash), Some(&bytes));
+                matches!(judged, Err(e) if is_signature(e.code))
+            }
+            _ => true,
+        };
+        assignment.apps.iter().filter(|app| lacks(app.app_id, app.sha256)).map(|app| app.sha256).collect()
+    }
+
+    /// How strictly a release is judged. What is committed or was begun here goes on under a root that asks for more than
+    /// the one before; anything else is let in by today's root or not at all, however long ago it was accepted.
+    fn purpose(&self, inner: &Inner, app: AppId, release: Sha256Hex) -> Purpose {
+        let record = inner.apps.get(&app);
+        if record.is_some_and(|r| r.began(release)) || inner.unsure.contains(&app) {
+            Purpose::KeepRunning
+        } else {
+            Purpose::Install { now: self.settings.clock.now() }
+        }
     }
 
     /// Judges every app of `assignment`; each is accepted or refused whole, and a refused one keeps what it had.
@@ -233,8 +259,6 @@ impl Store {
         let mut refused = BTreeMap::new();
         for app in &assignment.apps {
             let had = accepted.apps.get(&app.app_id);
-            let keeps_release = had.is_some_and(|h| h.release == app.sha256)
-                || inner.apps.get(&app.app_id).is_some_and(|r| r.targets().any(|t| t.release == app.sha256));
             let stored = StoredTarget {
                 app_id: app.app_id,
                 release: app.sha256,
@@ -242,14 +266,11 @@ impl Store {
                 env: assignment.env.get(&app.app_id).cloned().unwrap_or_default(),
                 sealed: assignment.sealed.get(&app.app_id).cloned().unwrap_or_default(),
             };
-            if had == Some(&stored) && !fetched.contains_key(&app.sha256) {
+            let purpose = self.purpose(&inner, app.app_id, app.sha256);
+            let settled = had == Some(&stored) && purpose == Purpose::KeepRunning;
+            if settled && !fetched.contains_key(&app.sha256) {
                 continue;
             }
-            let purpose = if keeps_release {
-                Purpose::KeepRunning
-            } else {
-                Purpose::Install { now: self.settings.clock.now() }
-            };
             let judged = match fetched.get(&app.sha256) {
                 Some(Err(error)) => Err(error.clone()),
                 Some(Ok(bytes)) => self.open_target(&inner, &stored, purpose, Some(bytes)),
@@ -303,7 +324,8 @@ impl Store {
             None => inner.apps.values().filter_map(|r| r.committed.clone()).collect(),
         };
         for stored in wanted {
-            match self.open_target(&inner, &stored, Purpose::KeepRunning, None) {
+            let purpose = self.purpose(&inner, stored.app_id, stored.release);
+            match self.open_target(&inner, &stored, purpose, None) {
                 Ok(target) => {
                     inner.known.insert(target.key(), stored.clone());
                     resolved.apps.insert(stored.app_id, target);
@@ -312,6 +334,10 @@ impl Store {
                     if let Some((target, fallback)) = self.fallback(&inner, stored.app_id) {
                         inner.known.insert(target.key(), fallback);
                         resolved.apps.insert(stored.app_id, target);
+                    } else if !inner.unsure.contains(&stored.app_id)
+                        && inner.apps.get(&stored.app_id).is_none_or(|r| r.targets().next().is_none())
+                    {
+                        resolved.never_begun.insert(stored.app_id);
                     }
                     resolved.refused.insert(stored.app_id, error);
                 }
@@ -413,6 +439,14 @@ fn parse_root(bytes: &[u8], fleet: copal_protocol::ids::FleetId) -> Result<Verif
 
 fn release_file(hash: Sha256Hex) -> String {
     format!("release-{hash}")
+}
+
+/// Whether other signatures on the same payload could mend it.
+const fn is_signature(code: Code) -> bool {
+    matches!(
+        code,
+        Code::SigMissing | Code::SigInvalid | Code::SigUnknownKey | Code::SigWrongRole | Code::SigThreshold
+    )
 }
 
 fn not_enrolled() -> Error {

@@ -62,6 +62,11 @@ pub(super) struct AppRecord {
 }
 
 impl AppRecord {
+    /// Whether this release is committed or was begun as a trial.
+    pub fn began(&self, release: Sha256Hex) -> bool {
+        self.committed.iter().chain(self.trial.iter().map(|(_, t)| t)).any(|t| t.release == release)
+    }
+
     pub fn targets(&self) -> impl Iterator<Item = &StoredTarget> {
         self.committed.iter().chain(&self.earlier).chain(self.trial.iter().map(|(_, t)| t))
     }

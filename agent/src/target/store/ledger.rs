@@ -3,6 +3,7 @@
 use copal_protocol::{
     documents::Reason,
     ids::{AppId, Sha256Hex},
+    verify::Purpose,
 };
 
 use super::{AppRecord, EARLIER, Store, StoredTarget};
@@ -74,6 +75,13 @@ impl Ledger for Store {
 
     fn begin_trial(&self, target: &AppTarget) -> Result<(), LedgerError> {
         let stored = self.stored(target)?;
+        {
+            // The root may have changed since the target was given out. Time does not count here: a download may be slow.
+            let inner = self.lock();
+            let begun = self.purpose(&inner, stored.app_id, stored.release) == Purpose::KeepRunning;
+            let purpose = if begun { Purpose::KeepRunning } else { Purpose::Install { now: 0 } };
+            self.release(&inner, &stored, purpose, None).map_err(|e| LedgerError(e.to_string()))?;
+        }
         self.change(target.app_id, |record| record.trial = Some((target.key(), stored)))
     }
 
