@@ -14,6 +14,7 @@ use http::{HeaderMap, Method, StatusCode, header};
 use super::{
     error::CloudError,
     fetch::{Answer, Blob, Limits, read_body, refusal},
+    names::{Names, RESOLV_CONF},
 };
 use crate::{
     clock::Clock,
@@ -233,7 +234,7 @@ impl Cloud {
         let base = urls[self.current.load(Ordering::Relaxed) % urls.len()].clone();
         let count = urls.len();
         // The resolver reads resolv.conf once in its life; a device changes networks.
-        let resolver = std::fs::metadata("/etc/resolv.conf").and_then(|m| m.modified()).ok();
+        let resolver = std::fs::metadata(RESOLV_CONF).and_then(|m| m.modified()).ok();
         if let Some((client, seen)) = &state.client
             && *seen == resolver
         {
@@ -254,7 +255,7 @@ fn build(address: &Address, clock: &Clock) -> Result<reqwest::Client, String> {
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
-        .hickory_dns(true)
+        .dns_resolver(Names::new(RESOLV_CONF))
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .http1_only()

@@ -7,6 +7,7 @@ mod backoff;
 mod client;
 mod error;
 mod fetch;
+mod names;
 
 pub use backoff::{Backoff, retry_after};
 pub use client::{Address, Call, Cloud};
