@@ -2,6 +2,7 @@
 //! what should run, or remembering what could be read.
 
 pub mod backoff;
+pub mod hush;
 pub mod lane;
 pub mod ports;
 pub mod shared;

@@ -212,7 +212,7 @@ fn stream(shared: &Arc<Shared>, planned: PlannedLayer, from: u64, head: bool) ->
     let task = async move {
         let mut pipe = Pipe { sender, skip: from, shared: task_shared.clone() };
         if let Err(error) = bring(&task_shared.session, &task_shared.source, &planned, &mut pipe).await {
-            tracing::warn!(code = error.code, message = error.message, "a layer failed");
+            tracing::debug!(code = error.code, message = error.message, "a layer failed");
             // Hung up rather than ended: the engine must not take what came for the whole.
             let _ = pipe.sender.send(Err(io::Error::other(error.message.clone()))).await;
             task_shared.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);

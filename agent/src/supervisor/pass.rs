@@ -27,6 +27,7 @@ use super::{
 use crate::{
     apply::{
         backoff,
+        hush::Hush,
         lane::{Hands, Outcome, Stage, Work},
         ports::{ApplyError, Images, Ledger},
         shared::Shared,
@@ -87,6 +88,8 @@ pub(super) struct Supervisor {
     pub(super) state: State,
     pub(super) applied: Option<(u64, u64)>,
     absent: Option<(Duration, Reason)>,
+    /// What was said of each lane's failures, and (without a lane) of each app's trials.
+    said: BTreeMap<(AppId, Option<Lane>), Hush>,
     retained: Option<BTreeSet<Digest>>,
     status: watch::Sender<AgentStatus>,
 }
@@ -111,6 +114,7 @@ impl Supervisor {
             state: State::default(),
             applied: None,
             absent: None,
+            said: BTreeMap::new(),
             retained: None,
             status,
         }
@@ -193,7 +197,12 @@ impl Supervisor {
             let app = self.apps.entry(*id).or_insert_with(|| App::load(*id, self.ledger.as_ref()));
             let before = app.wanted.clone();
             let had = app.key;
-            if app.resolve(&self.cx, want, self.ledger.trial(*id), target.may_install) && had.is_some() {
+            let changed = app.resolve(&self.cx, want, self.ledger.trial(*id), target.may_install);
+            if changed {
+                // Of another target the same failure is news.
+                self.said.retain(|(of, _), _| of != id);
+            }
+            if changed && had.is_some() {
                 supersede(&mut self.lanes, *id, before.as_deref(), app.wanted.as_deref());
             }
             if let Some(one) = app.wanted.as_ref().filter(|_| app.key != had) {
@@ -331,7 +340,10 @@ impl Supervisor {
         };
         let Some(app) = self.apps.get_mut(&id) else { return false };
         let (Some(key), Some(target)) = (app.key, app.target.clone()) else { return false };
-        tracing::warn!(app = %id, code = failure.code, "the trial failed: {}", failure.message);
+        let said = self.said.entry((id, None)).or_default();
+        if let Some(times) = said.failed(&format!("{} {}", failure.code, failure.message)) {
+            tracing::warn!(app = %id, code = failure.code, times, "the trial failed: {}", failure.message);
+        }
         let mut why = reason(failure.code, failure.message.clone());
         why.release = Some(target.release.sha256());
         why.service.clone_from(&failure.service);
@@ -466,6 +478,7 @@ impl Supervisor {
             _ if cancelled => {}
             Outcome::Cancelled => {}
             Outcome::Done => {
+                self.said.remove(&(key.0, Some(key.1.clone())));
                 *lane = LaneState { retry_at: lane.retry_at, ..LaneState::default() };
             }
             Outcome::Locked => {
@@ -477,7 +490,10 @@ impl Supervisor {
                 lane.locked = false;
                 lane.failures += 1;
                 let wait = backoff::wait(lane.failures, backoff::random());
-                tracing::warn!(app = %key.0, lane = %key.1, %error, wait_ms = wait.as_millis(), "failed");
+                let said = self.said.entry((key.0, Some(key.1.clone()))).or_default();
+                if let Some(times) = said.failed(&error.to_string()) {
+                    tracing::warn!(app = %key.0, lane = %key.1, %error, times, wait_ms = wait.as_millis(), "failed");
+                }
                 lane.retry_at = Some(Instant::now() + wait);
                 lane.error = Some(error);
             }
@@ -494,7 +510,10 @@ impl Supervisor {
                 continue;
             }
             match self.ledger.drop_app(id) {
-                Ok(()) => drop(self.apps.remove(&id)),
+                Ok(()) => {
+                    self.said.retain(|(of, _), _| *of != id);
+                    self.apps.remove(&id);
+                }
                 Err(error) => tracing::error!(app = %id, %error, "an app that is gone cannot be forgotten"),
             }
         }

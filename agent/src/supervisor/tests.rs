@@ -412,6 +412,41 @@ async fn a_bad_variable_does_not_condemn_the_release() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_service_that_can_never_start_does_not_fill_the_log() {
+    let lines = Lines::default();
+    let log = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || log.clone())
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let device = Device::new();
+    device.set(target(&[three("web1", "refuses")], 1));
+    device.until("reported", |d| d.code() == "start_failed").await;
+    tokio::time::sleep(Duration::from_secs(6 * 3600)).await;
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert!(text.contains("times=16"), "it goes on trying, and says so now and then:\n{text}");
+    let said = text.lines().filter(|l| l.contains("web")).count();
+    assert!(said <= 16, "{said} lines:\n{text}");
+}
+
+/// A log kept in memory.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn with_nothing_to_fall_back_to_it_keeps_trying_and_says_why() {
     let mut device = Device::new();
     device.set(target(&[three("web1", "sick")], 1));
