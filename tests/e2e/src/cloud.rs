@@ -82,6 +82,19 @@ impl Cloud {
         self.spawn(&listen).await;
     }
 
+    /// Writes a back-up while it runs.
+    pub async fn back_up(&self, file: &Path) {
+        run(&["backup", "--data", path(self.dir.path()), "--out", path(file)], "").await;
+    }
+
+    /// Loses its machine: what was backed up is served from a new folder, at the same address.
+    pub async fn come_back_from(&mut self, file: &Path) {
+        self.kill().await;
+        self.dir = TempDir::new().unwrap();
+        run(&["restore", "--data", path(self.dir.path()), "--in", path(file)], "").await;
+        self.restart().await;
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().and_then(Child::id).unwrap()
     }
