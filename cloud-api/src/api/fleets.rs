@@ -244,7 +244,6 @@ pub(crate) async fn delete(
     tx.commit().await?;
     app.roots.forget(fleet.fleet_id);
     app.devices.forget_fleet(fleet.fleet_id);
-    app.devices.forget_fleet(fleet.fleet_id);
     app.bus.publish(Event::Fleet { fleet_id: id, id: slug });
     Ok(StatusCode::NO_CONTENT)
 }

@@ -25,9 +25,6 @@ static RECORDER: LazyLock<Option<PrometheusHandle>> = LazyLock::new(|| {
     builder.install_recorder().inspect_err(|error| tracing::warn!(%error, "metrics are off")).ok()
 });
 
-/// What `last_seen` may be behind for a device that is online: it is written in batches.
-const ONLINE_S: i64 = 120;
-
 /// Makes sure that what is counted from here on is kept.
 pub fn install() {
     LazyLock::force(&RECORDER);
@@ -69,21 +66,17 @@ pub async fn serve(State(app): State<App>, request: Request) -> Result<Response>
 /// What is counted when asked, rather than as it happens.
 async fn gauges(app: &App) -> Result<()> {
     gauge!("copal_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    let online = app::now_i64() - ONLINE_S;
     let states = ["pending", "preauthorised", "accepted", "rejected", "revoked"];
-    let rows: Vec<(String, i64, i64)> = sqlx::query_as(
-        "SELECT state, COUNT(*), COALESCE(SUM(CASE WHEN last_seen >= $1 THEN 1 ELSE 0 END), 0) FROM devices GROUP BY state",
-    )
-    .bind(online)
-    .fetch_all(app.db.read())
-    .await?;
+    let rows: Vec<(String, i64)> =
+        sqlx::query_as("SELECT state, COUNT(*) FROM devices GROUP BY state").fetch_all(app.db.read()).await?;
     #[expect(clippy::cast_precision_loss, reason = "Prometheus knows only floats; counts are far below 2^52")]
     let float = |n: i64| n as f64;
     for state in states {
         let count = rows.iter().find(|r| r.0 == state).map_or(0, |r| r.1);
         gauge!("copal_devices", "state" => state).set(float(count));
     }
-    gauge!("copal_devices_online").set(float(rows.iter().map(|r| r.2).sum()));
+    let online = app.devices.online(app::now());
+    gauge!("copal_devices_online").set(float(i64::try_from(online).unwrap_or(i64::MAX)));
     let tables = [
         ("copal_fleets", "SELECT COUNT(*) FROM fleets"),
         ("copal_releases", "SELECT COUNT(*) FROM releases"),

@@ -62,7 +62,7 @@ async fn sign_in(
     let email = asked.email.clone();
     let body = Json(session::SignIn { email: asked.email, password: asked.password });
     match session::sign_in(State(app), headers, body).await {
-        Ok(answer) => Ok(with_cookie(answer.into_response(), "/")),
+        Ok(answer) => Ok(with_cookie(&answer.into_response(), "/")),
         Err(problem) => {
             let status = problem.status();
             let refusal = Some(problem.detail().to_owned());
@@ -82,7 +82,7 @@ async fn sign_out(State(app): State<App>, mut headers: HeaderMap) -> Result<Resp
     match caller {
         Ok(caller) => {
             let answer = session::sign_out(State(app), caller, headers).await?;
-            Ok(with_cookie(answer.into_response(), "/sign-in"))
+            Ok(with_cookie(&answer.into_response(), "/sign-in"))
         }
         Err(_) => Ok(Redirect::to("/sign-in").into_response()),
     }
@@ -114,7 +114,7 @@ async fn make_first(
     let (email, token) = (asked.email.clone(), asked.token.clone());
     let body = Json(setup::Setup { token: asked.token, email: asked.email, password: asked.password });
     match setup::setup(State(app), headers, body).await {
-        Ok(answer) => Ok(with_cookie(answer.into_response(), "/")),
+        Ok(answer) => Ok(with_cookie(&answer.into_response(), "/")),
         Err(problem) => {
             let status = problem.status();
             let refusal = Some(problem.detail().to_owned());
@@ -124,7 +124,7 @@ async fn make_first(
 }
 
 /// Goes to a page with the cookies the API set.
-fn with_cookie(answer: Response, to: &'static str) -> Response {
+fn with_cookie(answer: &Response, to: &'static str) -> Response {
     let mut response = StatusCode::SEE_OTHER.into_response();
     for cookie in answer.headers().get_all(header::SET_COOKIE) {
         response.headers_mut().append(header::SET_COOKIE, cookie.clone());

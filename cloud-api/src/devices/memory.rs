@@ -27,7 +27,7 @@ use crate::{
 
 /// How long a session token is good for.
 pub const SESSION: Duration = Duration::from_secs(1800);
-/// A device is online while it holds a poll, or for so long after it was heard.
+/// A device that is let in is online while it holds a poll, or for so long after it was heard.
 pub const ONLINE_S: u64 = 90;
 /// How far a row's `last_seen` may be behind, seconds: a write a minute for each connected device is enough.
 const BEHIND_S: u64 = 60;
@@ -120,10 +120,11 @@ impl Entry {
         self.last_seen.load(Relaxed)
     }
 
-    /// Whether it holds a poll or was heard of late.
+    /// Whether it holds a poll or was heard of late. One that is not let in is not online, however lately it called.
     pub(crate) fn is_online(&self, now: u64) -> bool {
-        self.held.load(Relaxed) > 0
-            || (self.last_seen() > 0 && now.saturating_sub(self.last_seen()) < ONLINE_S)
+        let heard = self.held.load(Relaxed) > 0
+            || (self.last_seen() > 0 && now.saturating_sub(self.last_seen()) < ONLINE_S);
+        heard && refuse_unless_accepted(self.facts().state).is_ok()
     }
 
     /// It was heard. Answers whether it was offline until now.
@@ -228,6 +229,11 @@ impl Memory {
     /// A device, where it is known.
     pub(crate) fn get(&self, device: DeviceId) -> Option<Arc<Entry>> {
         read(&self.devices).get(&device).cloned()
+    }
+
+    /// How many devices are online.
+    pub(crate) fn online(&self, now: u64) -> usize {
+        read(&self.devices).values().filter(|entry| entry.is_online(now)).count()
     }
 
     /// A device was enrolled.

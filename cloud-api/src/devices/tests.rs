@@ -213,6 +213,8 @@ async fn a_held_poll_ends_with_a_release_a_revocation_or_the_cloud() {
     assert_eq!((cut.status, cut.code()), (StatusCode::FORBIDDEN, "device_revoked".to_owned()));
     assert_eq!(device.get(&fleet, "/device/v1/roots/1", None).await.code(), "device_revoked");
     assert_eq!(device.try_login(&fleet, device.link.clone()).await.code(), "device_revoked");
+    assert_eq!(fleet.shown(&device).await["online"], false, "it called a moment ago, and is out");
+    assert_eq!(fleet.cloud.app.devices.online(app::now()), 0);
     assert_eq!(fleet.shown(&device).await["reason"]["code"], "revoked");
     let accept = fleet.call("POST", &format!("/api/v1/devices/{}/accept", device.id), None).await;
     assert_eq!(accept.code(), "device_revoked");

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     app,
     auth::Role,
+    devices::testing::Fleet,
     store::fleets,
     testing::{Answer, Cloud},
 };
@@ -242,4 +243,22 @@ async fn an_enrolment_token_is_shown_once_sealed_at_rest_and_revoked() {
     ] {
         assert_eq!(cloud.call("POST", path, &anna, Some(body)).await.code(), code);
     }
+}
+
+#[tokio::test]
+async fn every_place_counts_the_same_devices_as_online() {
+    let fleet = Fleet::new().await;
+    let (stays, goes) = (fleet.device(1).await, fleet.device(2).await);
+    let online = async || {
+        let shown = fleet.ok("GET", "/api/v1/fleets/porch", None).await["devices"]["online"].clone();
+        let list = fleet.ok("GET", "/api/v1/fleets/porch/devices", None).await;
+        let listed = list["items"].as_array().unwrap().iter().filter(|d| d["online"] == true).count();
+        assert_eq!(shown, listed);
+        assert_eq!(fleet.cloud.app.devices.online(app::now()), listed, "what /metrics says");
+        listed
+    };
+    assert_eq!(online().await, 2);
+    fleet.ok("POST", &format!("/api/v1/devices/{}/revoke", goes.id), None).await;
+    assert_eq!(online().await, 1);
+    assert_eq!(fleet.shown(&stays).await["online"], true);
 }
