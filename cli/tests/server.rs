@@ -311,3 +311,32 @@ fn lists_are_tables_for_people_and_items_for_programs() {
     assert_eq!(list["items"][0]["slug"], "porch");
     assert_eq!(world.ok(&["device", "list"], ""), "none\n");
 }
+
+#[test]
+fn enrolment_tokens_are_listed_and_revoked_without_their_secret_in_a_url() {
+    let world = World::with_fleet();
+    insta::assert_snapshot!(world.ok(&["device", "tokens", "list"], ""), @r"
+    TOKEN  FOR      DEVICES LEFT  MADE                  UNTIL
+    abc    porch-1  2             2023-11-14T22:13:20Z  2027-01-15T08:00:00Z
+    ");
+    // Out of a copal.json, where the whole token stands.
+    world.ok(&["device", "tokens", "revoke", "abc.def"], "");
+    let seen = world.state.lock().unwrap().seen.clone();
+    assert_eq!(seen.last().unwrap().0, "DELETE /fleets/porch/enrolment-tokens/abc");
+}
+
+#[test]
+fn a_deleted_fleet_leaves_its_name_free_and_its_roots_kept() {
+    let world = World::with_fleet();
+    let refusal = problem(409, "fleet_has_devices", "The fleet has 2 devices.");
+    world.state.lock().unwrap().answers.insert("DELETE /fleets/porch".to_owned(), refusal);
+    let (_, error) = world.fails(&["fleet", "delete", "porch", "--yes"]);
+    assert!(error.contains("copal fleet delete porch --force"), "{error}");
+    let folder = world.home.path().join("fleets").join(FLEET_ID);
+    assert!(folder.exists(), "a fleet that stays is still known");
+
+    world.state.lock().unwrap().answers.clear();
+    world.ok(&["fleet", "delete", "porch", "--yes"], "");
+    assert!(!folder.exists());
+    assert!(folder.with_extension("deleted").join("roots/1.json").exists());
+}

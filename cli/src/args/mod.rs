@@ -11,8 +11,8 @@ pub use owner::{
     RootCommand, Terminal,
 };
 pub use work::{
-    AuditCommand, BuildCommand, CardsCommand, Deploy, DeviceCommand, DeviceConfig, EnvCommand, EnvSet, Push,
-    ReleaseCommand, Scope, Status, TokenCommand, TokenScope,
+    AuditCommand, BuildCommand, CardsCommand, Deploy, DeviceCommand, DeviceConfig, EnrolmentCommand,
+    EnvCommand, EnvSet, Push, ReleaseCommand, Scope, Status, TokenCommand, TokenScope,
 };
 
 /// Work with a fleet of devices: keys, signing, provisioning, deploying.

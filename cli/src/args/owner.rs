@@ -236,6 +236,15 @@ pub enum FleetCommand {
         #[arg(value_name = "FLEET")]
         which: Option<String>,
     },
+    /// Take a fleet off the server, with its releases, images and devices; what devices run keeps running
+    Delete {
+        /// The fleet
+        #[arg(value_name = "FLEET")]
+        which: String,
+        /// Even where it has devices: none of them can ever log in again
+        #[arg(long)]
+        force: bool,
+    },
     /// Take from the server the power to run code of its own, and wait until every device proves it
     Lock(LockArgs),
     /// Give that power back

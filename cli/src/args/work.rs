@@ -73,9 +73,28 @@ pub enum DeviceCommand {
         #[arg(long, default_value_t = 50)]
         limit: usize,
     },
+    /// Enrolment tokens of a fleet that still let devices in
+    #[command(subcommand)]
+    Tokens(EnrolmentCommand),
     /// Introduction secrets of cards made on this machine
     #[command(subcommand)]
     Cards(CardsCommand),
+}
+
+/// Enrolment tokens.
+#[derive(Debug, Subcommand)]
+pub enum EnrolmentCommand {
+    /// List the tokens that still let devices in
+    List {
+        /// The fleet
+        #[arg(value_name = "FLEET")]
+        which: Option<String>,
+    },
+    /// Let no further device in by a token; those it let in stay
+    Revoke {
+        /// Its id, as the list shows it
+        token: String,
+    },
 }
 
 /// Cards.

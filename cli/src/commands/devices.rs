@@ -5,7 +5,7 @@ use reqwest::Method;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    args::{CardsCommand, DeviceCommand, DeviceConfig},
+    args::{CardsCommand, DeviceCommand, DeviceConfig, EnrolmentCommand},
     context::Context,
     failure::{Failure, Kind, Result},
     home::{Existing, fleets::Introduction, write_private},
@@ -72,6 +72,7 @@ pub(super) async fn run(ctx: &Context, command: DeviceCommand) -> Result<()> {
             });
             Ok(())
         }
+        DeviceCommand::Tokens(command) => tokens(ctx, &api, command).await,
         DeviceCommand::Cards(command) => cards(ctx, &api, command).await,
     }
 }
@@ -271,6 +272,34 @@ async fn config(ctx: &Context, api: &Api, args: DeviceConfig) -> Result<()> {
     ctx.out.remark("next: put it on the device as /etc/copal/copal.json (mode 600) and start copal-agent");
     if cloud_url.starts_with("http://") {
         ctx.out.remark("this address is loopback: only an agent on this machine can use it");
+    }
+    Ok(())
+}
+
+async fn tokens(ctx: &Context, api: &Api, command: EnrolmentCommand) -> Result<()> {
+    match command {
+        EnrolmentCommand::List { which } => {
+            let fleet = ctx.fleet(api, which.as_deref()).await?;
+            let path = format!("/fleets/{}/enrolment-tokens", seg(&fleet.slug));
+            let tokens = api.all("list the enrolment tokens", &path, "").await?;
+            ctx.out.list(&tokens, &["token", "for", "devices left", "made", "until"], |t| {
+                vec![
+                    text(t, "id"),
+                    text(t, "note"),
+                    text(t, "uses"),
+                    when(&t["created_at"]),
+                    when(&t["expires_at"]),
+                ]
+            });
+        }
+        EnrolmentCommand::Revoke { token } => {
+            // The whole token stands in a copal.json; only its public part goes into a URL.
+            let id = token.split_once('.').map_or(token.as_str(), |(id, _)| id);
+            let fleet = ctx.fleet(api, None).await?;
+            let path = format!("/fleets/{}/enrolment-tokens/{}", seg(&fleet.slug), seg(id));
+            api.call(&format!("revoke the enrolment token {id}"), Method::DELETE, &path, None).await?;
+            ctx.out.result(&json!({ "id": id, "revoked": true }), || format!("revoked {id}"));
+        }
     }
     Ok(())
 }

@@ -152,6 +152,21 @@ impl Home {
         write_toml(&self.fleet_dir(record.fleet_id).join("fleet.toml"), record)
     }
 
+    /// Puts away what is known of a fleet that the server has no more, so that another may have its name. Its Roots
+    /// stay in the folder answered: a server restored from a back-up has the fleet again.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn retire_fleet(&self, fleet: FleetId) -> Result<Option<PathBuf>> {
+        let dir = self.fleet_dir(fleet);
+        let kept = dir.with_extension("deleted");
+        match std::fs::rename(&dir, &kept) {
+            Ok(()) => Ok(Some(kept)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Failure::local(format!("rename {}", dir.display()), e)),
+        }
+    }
+
     /// The chain of a fleet, verified again from its first Root.
     ///
     /// # Errors

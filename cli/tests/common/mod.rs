@@ -89,6 +89,11 @@ fn serve(state: &mut State, key: &str, body: &Bytes) -> (u16, String) {
         "POST /fleets/porch/enrolment-tokens" => {
             ok(json!({ "id": "abc", "token": "abc.def", "uses": 1, "expires_at": 1_800_000_000 }))
         }
+        "GET /fleets/porch/enrolment-tokens" => {
+            let token = json!({ "id": "abc", "note": "porch-1", "uses": 2, "created_at": 1_700_000_000, "expires_at": 1_800_000_000 });
+            ok(json!({ "items": [token], "next": null }))
+        }
+        "DELETE /fleets/porch/enrolment-tokens/abc" | "DELETE /fleets/porch" => (204, String::new()),
         "GET /fleets/porch/devices" => ok(json!({ "items": state.devices, "next": null })),
         _ => {
             if let Some(version) = key.strip_prefix("GET /fleets/porch/roots/") {
