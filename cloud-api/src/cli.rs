@@ -16,7 +16,9 @@ use crate::{
     auth::{Caller, Role, Scope, tokens, users},
     backup, blobs,
     config::Config,
-    git, serve,
+    git,
+    keys::ServerKeys,
+    serve,
     settings::{self, Place, Settings},
     store::fleets,
     tls::private_ca,
@@ -48,6 +50,11 @@ enum Command {
     Token {
         #[command(subcommand)]
         command: TokenCommand,
+    },
+    /// Print the fingerprints of this server's builder and assign keys, to compare with what `copal fleet create` shows.
+    Keys {
+        #[command(flatten)]
+        place: Place,
     },
     /// The private CA.
     Tls {
@@ -165,6 +172,11 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
             let app = open(&place).await?;
             println!("{}", token_create(&app, &email, &name, scope, fleet.as_deref(), expires_in_s).await?);
             app.db.close().await;
+            Ok(())
+        }
+        Command::Keys { place } => {
+            let dir = Config::local(data(&place)?).keys();
+            println!("{}", ServerKeys::existing(&dir)?.fingerprints());
             Ok(())
         }
         Command::Tls { command: TlsCommand::Init { place, names, url } } => tls_init(&place, &names, url),

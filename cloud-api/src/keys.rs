@@ -27,6 +27,19 @@ pub struct ServerKeys {
 }
 
 impl ServerKeys {
+    /// Reads the keys of a data folder that a server was started on.
+    ///
+    /// # Errors
+    /// When there are none, or one cannot be read.
+    pub fn existing(dir: &Path) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            dir.join("assign.key").exists(),
+            "{} holds no keys: a server makes them when it is first started on its data folder",
+            dir.display()
+        );
+        Self::open(dir)
+    }
+
     /// Reads the keys of a data folder, making those that are missing.
     ///
     /// # Errors
@@ -42,6 +55,14 @@ impl ServerKeys {
             assign: SigningKey::from_seed(&seed(&dir.join("assign.key"))?),
             at_rest: AtRest(ChaCha20Poly1305::new(&Key::from(seed(&dir.join("at-rest.key"))?))),
         })
+    }
+}
+
+impl ServerKeys {
+    /// The fingerprints an owner compares before the first root names these keys, as lines for a terminal.
+    #[must_use]
+    pub fn fingerprints(&self) -> String {
+        format!("builder key  {}\nassign key   {}", self.builder.public().id(), self.assign.public().id())
     }
 }
 
@@ -123,10 +144,18 @@ mod tests {
         let second = ServerKeys::open(&dir).unwrap();
         assert_eq!(first.builder.public(), second.builder.public());
         assert_ne!(first.builder.public(), first.assign.public());
+        assert!(second.fingerprints().contains(&first.assign.public().id().to_string()));
         assert_eq!(fs::metadata(dir.join("assign.key")).unwrap().permissions().mode() & 0o777, 0o600);
         let sealed = first.at_rest.seal("variables/1", b"hunter2").unwrap();
         assert_eq!(second.at_rest.open("variables/1", &sealed).unwrap(), b"hunter2");
         assert!(second.at_rest.open("variables/2", &sealed).is_err());
+    }
+
+    #[test]
+    fn looking_at_keys_makes_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(ServerKeys::existing(&dir.path().join("keys")).is_err());
+        assert!(!dir.path().join("keys").exists());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Who we are, what the server is, tokens, the audit log.
 
+use copal_protocol::keys::PublicKey;
 use reqwest::Method;
 use serde_json::json;
 
@@ -28,13 +29,18 @@ pub(super) async fn server(ctx: &Context) -> Result<()> {
     let list = |field: &str| {
         server[field].as_array().into_iter().flatten().map(scalar).collect::<Vec<_>>().join(", ")
     };
+    // Worked out here: the server's word for it would prove nothing.
+    let fingerprint = |field: &str| {
+        let key = text(&server, field);
+        key.parse::<PublicKey>().map_or_else(|_| key.clone(), |public| public.id().to_string())
+    };
     ctx.out.result(&server, || {
         pairs(&[
             ("url", text(&server, "url")),
             ("version", text(&server, "version")),
             ("git", text(&server, "git_base")),
-            ("builder key", text(&server, "builder_key")),
-            ("assign key", text(&server, "assign_key")),
+            ("builder key", fingerprint("builder_key")),
+            ("assign key", fingerprint("assign_key")),
             ("its pins", list("tls_pins")),
             (
                 "trusted by",

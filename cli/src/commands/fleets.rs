@@ -47,9 +47,35 @@ pub(super) async fn run(ctx: &Context, command: FleetCommand) -> Result<()> {
             ctx.out.result(&fleet.value, || human(&fleet.value));
             Ok(())
         }
+        FleetCommand::Delete { which, force } => delete(ctx, &which, force).await,
         FleetCommand::Lock(args) => Box::pin(lock::lock(ctx, args)).await,
         FleetCommand::Unlock { which } => Box::pin(lock::unlock(ctx, which.as_deref())).await,
     }
+}
+
+async fn delete(ctx: &Context, slug: &str, force: bool) -> Result<()> {
+    let api = ctx.api()?;
+    let fleet = ctx.fleet(&api, Some(slug)).await?;
+    let slug = &fleet.slug;
+    ctx.confirm(&format!(
+        "Fleet {slug}, its releases and its {} device(s) will be gone from the server for good. Go on?",
+        scalar(&fleet.value["devices"]["total"])
+    ))?;
+    let force = if force { "?force=true" } else { "" };
+    let path = format!("/fleets/{}{force}", seg(slug));
+    api.call(&format!("delete fleet {slug}"), Method::DELETE, &path, None).await.map_err(|failure| {
+        if failure.code == "fleet_has_devices" {
+            return failure.next(format!("copal fleet delete {slug} --force"));
+        }
+        failure
+    })?;
+    let kept = ctx.home.retire_fleet(fleet.fleet_id)?;
+    let done = json!({ "fleet": slug, "fleet_id": fleet.fleet_id, "deleted": true, "roots_kept_in": kept });
+    ctx.out.result(&done, || format!("deleted {slug}"));
+    if let Some(kept) = kept {
+        ctx.out.remark(format!("its roots are kept in {}; your keys are as they were", kept.display()));
+    }
+    Ok(())
 }
 
 fn human(fleet: &Value) -> String {
@@ -232,8 +258,8 @@ fn confirm_keys(ctx: &Context, args: &FleetCreate, builder: &PublicKey, assign: 
         return Ok(());
     }
     ctx.out.remark(format!(
-        "the server's builder key  {}\nthe server's assign key   {}\nCompare with what the server shows on its own console. \
-         The root will let the first build releases and the second say which of them a device runs.",
+        "the server's builder key  {}\nthe server's assign key   {}\nCompare with what the server printed when it started, \
+         or what `copal-cloud keys` prints on its machine.\nThe root will let the first build releases and the second say which of them a device runs.",
         shown[0], shown[1]
     ));
     ctx.confirm("Are these the keys of your server?")

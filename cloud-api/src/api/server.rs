@@ -30,6 +30,10 @@ pub struct Server {
     pub builder_key: String,
     /// Public key of the assign role, base64.
     pub assign_key: String,
+    /// Fingerprint (keyid) of the builder key.
+    pub builder_keyid: String,
+    /// Fingerprint (keyid) of the assign key.
+    pub assign_keyid: String,
     /// A fleet's repository is `<git_base>/<slug>.git`.
     pub git_base: String,
 }
@@ -44,6 +48,8 @@ pub(crate) async fn server(State(app): State<App>, caller: Caller) -> Result<Jso
         tls_pins: app.config.tls_pins.clone(),
         builder_key: app.keys.builder.public().to_string(),
         assign_key: app.keys.assign.public().to_string(),
+        builder_keyid: app.keys.builder.public().id().to_string(),
+        assign_keyid: app.keys.assign.public().id().to_string(),
         git_base: format!("{}/git", app.config.url),
     }))
 }

@@ -76,6 +76,11 @@ pub async fn run(checked: Checked) -> anyhow::Result<()> {
     write(&told, &format!("{bound}\n"))?;
     tracing::info!(url = app.config.url, listen = %bound, capacity, "copal-cloud {} is ready", env!("CARGO_PKG_VERSION"));
 
+    // Fleets are made far from here: this is what their makers compare with, and no secret.
+    eprintln!(
+        "The fingerprints of this server's keys, to compare with what `copal fleet create` shows:\n{}",
+        app.keys.fingerprints()
+    );
     if let Some(link) = setup::link(&app).await? {
         // To the one who started it, not to the log.
         println!("There is no user yet. Make the first admin here (works once):\n\n    {link}\n");

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use copal_e2e::{
+    cloud::Cloud,
     device::Device,
     engine, eventually,
+    owner::Owner,
     proxy::{Answer, Proxy},
     repo::{STAY, Services},
     world::World,
@@ -349,4 +351,21 @@ async fn a_copied_token_joins_no_second_device() {
     .await;
     let list = world.cloud.get("/fleets/porch/devices").await;
     assert_eq!(list["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_prints_on_its_own_console_is_what_the_owner_compares_with() {
+    let cloud = Cloud::start().await;
+    let data = cloud.dir.path().to_str().unwrap().to_owned();
+    let printed = copal_e2e::cloud::run(&["keys", "--data", &data], "").await;
+    let ids: Vec<&str> = printed.split_whitespace().filter(|word| word.len() == 64).collect();
+    assert_eq!(ids.len(), 2, "{printed}");
+    assert!(ids.iter().all(|id| cloud.log().contains(id)), "at its start, too");
+    let owner = Owner::sign_in(&cloud).await;
+    let create = ["fleet", "create", "porch", "--device-type", "generic", "--arch", "amd64", "--expect-key"];
+    let wrong = owner.run(&[&create[..], &[ids[0]]].concat(), "").await;
+    assert!(!wrong.status.success(), "one key alone is not both");
+    owner.ok(&[&create[..], &[&ids.join(",")]].concat()).await;
+    let shown = owner.ok(&["server", "show"]).await;
+    assert!(ids.iter().all(|id| shown.contains(id)), "{shown}");
 }
