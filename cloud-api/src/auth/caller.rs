@@ -58,6 +58,14 @@ impl FromRequestParts<App> for Caller {
 /// # Errors
 /// 401 where there are none or they are not valid.
 pub async fn basic(app: &App, headers: &HeaderMap) -> Result<Caller> {
+    tokens::caller(app, &shown(headers)?, source(headers)).await
+}
+
+/// The token that a git or registry client shows.
+///
+/// # Errors
+/// 401 where there is none.
+pub fn shown(headers: &HeaderMap) -> Result<String> {
     let missing = || {
         Problem::unauthorized(
             "credentials_missing",
@@ -66,7 +74,7 @@ pub async fn basic(app: &App, headers: &HeaderMap) -> Result<Caller> {
     };
     let value = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).ok_or_else(missing)?;
     if let Some(token) = bearer(headers) {
-        return tokens::caller(app, token, source(headers)).await;
+        return Ok(token.to_owned());
     }
     let (scheme, encoded) = value.split_once(' ').ok_or_else(missing)?;
     if !scheme.eq_ignore_ascii_case("basic") {
@@ -75,7 +83,7 @@ pub async fn basic(app: &App, headers: &HeaderMap) -> Result<Caller> {
     let decoded = BASE64.decode(encoded.trim()).ok().and_then(|b| String::from_utf8(b).ok());
     let decoded = decoded.ok_or_else(missing)?;
     let (_, password) = decoded.split_once(':').ok_or_else(missing)?;
-    tokens::caller(app, password, source(headers)).await
+    Ok(password.to_owned())
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -18,7 +18,7 @@ use copal_protocol::ids::FleetId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-pub use caller::{PEER_HEADER, basic, own_page, same_site, source};
+pub use caller::{PEER_HEADER, basic, own_page, same_site, shown, source};
 
 use crate::{
     app::App,

@@ -33,21 +33,30 @@ struct Row {
 /// # Errors
 /// 401 `token_invalid` when unknown, revoked or of a disabled user, 401 `token_expired`.
 pub async fn caller(app: &App, token: &str, source: String) -> Result<Caller> {
-    let invalid = || {
-        Problem::unauthorized(
-            "token_invalid",
-            "The token is not known here, or was revoked. Make another with `copal token create`.",
-        )
-    };
     if !token.starts_with(PREFIX) || token.len() > 128 {
         return Err(invalid());
     }
+    by_hash(app, &hash_secret(token), source).await
+}
+
+fn invalid() -> Problem {
+    Problem::unauthorized(
+        "token_invalid",
+        "The token is not known here, or was revoked. Make another with `copal token create`.",
+    )
+}
+
+/// The same by the token's hash, for who may not keep the token itself.
+///
+/// # Errors
+/// As [`caller`].
+pub async fn by_hash(app: &App, hash: &str, source: String) -> Result<Caller> {
     let row: Row = sqlx::query_as(
         "SELECT t.id, t.name, t.scope, t.fleet_id, t.expires_at, t.last_used_at, u.id AS user_id, u.email, u.role \
          FROM tokens t JOIN users u ON u.id = t.user_id \
          WHERE t.hash = $1 AND t.revoked_at IS NULL AND u.disabled_at IS NULL",
     )
-    .bind(hash_secret(token))
+    .bind(hash)
     .fetch_optional(app.db.read())
     .await?
     .ok_or_else(invalid)?;

@@ -4,6 +4,7 @@
 //! that is neither file, folder nor symbolic link. Sizes and counts are bounded while reading, so a bomb stops early.
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
     fs,
     io::{self, Read, Write as _},
@@ -24,6 +25,10 @@ pub struct Limits {
 
 /// Files, folders and links a context may have.
 pub(super) const MAX_ENTRIES: u64 = 200_000;
+
+/// The most bytes that stand before an entry: its header, and what extends it (long names, PAX records), which is read
+/// into memory.
+const MAX_HEADERS: u64 = 1 << 20;
 
 /// How deep folders may lie.
 const MAX_DEPTH: usize = 64;
@@ -67,11 +72,19 @@ fn disk(path: &Path) -> impl Fn(io::Error) -> BuildError {
 fn unpack_tar(source: impl Read, into: &Path, limits: Limits) -> Result<(), BuildError> {
     // The padding, headers and long names of a tar count too: nothing is read without a bound.
     let bound = limits.bytes.saturating_add(limits.entries.saturating_mul(4096));
-    let mut archive = tar::Archive::new(source.take(bound));
+    let allowance = Cell::new(0);
+    let mut archive = tar::Archive::new(Allowed { source: source.take(bound), left: &allowance });
     let mut links: BTreeSet<PathBuf> = BTreeSet::new();
     let (mut bytes, mut entries) = (0_u64, 0_u64);
-    for entry in archive.entries().map_err(unreadable)? {
+    let mut read = archive.entries().map_err(unreadable)?;
+    // What is left of the entry before is skipped first.
+    let mut before = 0_u64;
+    loop {
+        allowance.set(before.saturating_add(MAX_HEADERS));
+        let Some(entry) = read.next() else { break };
         let mut entry = entry.map_err(unreadable)?;
+        before = entry.size().saturating_add(512);
+        allowance.set(before);
         let kind = entry.header().entry_type();
         if matches!(kind, tar::EntryType::XGlobalHeader) {
             continue;
@@ -132,6 +145,27 @@ fn unpack_tar(source: impl Read, into: &Path, limits: Limits) -> Result<(), Buil
         }
     }
     Ok(())
+}
+
+/// Gives no more of a source than is allowed at the moment.
+struct Allowed<'a, R> {
+    source: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Allowed<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.left.get();
+        if left == 0 && !buffer.is_empty() {
+            return Err(io::Error::other(format!(
+                "an entry's header or name has more than {MAX_HEADERS} bytes"
+            )));
+        }
+        let most = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let n = self.source.read(&mut buffer[..most])?;
+        self.left.set(left - n as u64);
+        Ok(n)
+    }
 }
 
 fn write<R: Read>(entry: &mut tar::Entry<'_, R>, target: &Path, path: &Path) -> Result<(), BuildError> {
@@ -278,6 +312,24 @@ mod tests {
             assert!(error.contains(why), "{error} / {why}");
             assert!(!dir.path().join("evil").exists());
         }
+    }
+
+    #[test]
+    fn a_name_of_megabytes_is_refused_before_it_fills_the_memory() {
+        let name = vec![b'a'; 3 << 20];
+        for kind in [tar::EntryType::GNULongName, tar::EntryType::GNULongLink, tar::EntryType::XHeader] {
+            let dir = tempfile::tempdir().unwrap();
+            let source = tar(&[("n", kind, &name, ""), ("f", FILE, b"x", "")]);
+            let wide = Limits { bytes: 10 << 20, entries: 20 };
+            let error = unpack(&source[..], dir.path(), wide).unwrap_err().to_string();
+            assert!(error.contains("header or name"), "{kind:?}: {error}");
+        }
+        // What is long and no name still passes, and what follows it is found.
+        let dir = tempfile::tempdir().unwrap();
+        let source =
+            tar(&[("a", FILE, &name, ""), ("d", tar::EntryType::Directory, b"", ""), ("b", FILE, b"x", "")]);
+        unpack(&source[..], dir.path(), Limits { bytes: 10 << 20, entries: 20 }).unwrap();
+        assert_eq!(fs::read(dir.path().join("b")).unwrap(), b"x");
     }
 
     #[test]

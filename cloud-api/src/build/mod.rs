@@ -16,6 +16,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{app::App, store::fleets::FleetRow};
 
+mod bases;
 mod context;
 mod dockerfile;
 mod engine;

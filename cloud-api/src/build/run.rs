@@ -14,7 +14,7 @@ use copal_protocol::{
 };
 
 use super::{
-    BuildError, Job, Limits,
+    BuildError, Job, Limits, bases,
     context::{self, MAX_ENTRIES},
     dockerfile,
     engine::{Call, Engine, advice},
@@ -269,6 +269,8 @@ async fn one_build(
         blocking(move || read_dockerfile(&dir, &spec, &service, &arch, &device_type)).await?
     };
     let text = resolve::fill_template(&text, &fleet.arch, &fleet.device_type);
+    bases::check(&text, &spec.args)
+        .map_err(|refused| BuildError::new(format!("{file}:{}: {}", refused.line, refused.why)))?;
     let prepared = dockerfile::prepare(&text, &builder_name(app), &platform(fleet), spec.target.as_deref());
     job.log.say(&format!("[{name}] building {file}"));
     if prepared.runs() && !engine.can_run(&fleet.arch) {
@@ -281,8 +283,12 @@ async fn one_build(
         blocking(move || pack(&root, &dir, &out, &text)).await?
     };
     job.log.say(&format!("  context {} files, {}", sent.0, size(sent.1)));
-    let tag =
-        format!("copal-build-{}/{}:latest", builder_name(app), registry::repo_of(&fleet.slug, name.as_str()));
+    let tag = format!(
+        "{}{}/{}:latest",
+        bases::OURS,
+        builder_name(app),
+        registry::repo_of(&fleet.slug, name.as_str())
+    );
     let call = Call {
         service: name.as_str(),
         file: &file,

@@ -32,6 +32,13 @@ use crate::{
 const MAX_ZIPPED: usize = 8 << 20;
 const MAX_UNZIPPED: u64 = 64 << 20;
 
+/// How long a client may take to send what it pushes, and a fetch in all: a client that is slow on purpose must not
+/// hold its place for ever.
+const TRANSFER: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// How long a client that fetches may read nothing.
+const STALL: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// How much of git's output is under way to the client at a time.
 const PIECES: usize = 16;
 const PIECE: usize = 32 << 10;
@@ -165,6 +172,7 @@ async fn fetch(app: &App, name: &str, headers: &HeaderMap, body: Body) -> Result
             }
             // The client left: nobody needs the rest.
             () = sender.closed() => {}
+            () = tokio::time::sleep(TRANSFER) => {}
         }
         drop(stderr);
     });
@@ -229,7 +237,9 @@ async fn receive(app: &App, name: &str, headers: &HeaderMap, body: Body) -> Resu
             left.closed().await;
             watched.gone.store(true, std::sync::atomic::Ordering::Relaxed);
         });
-        tokio::join!(feed(stdin, input), pump(stdout, &sender, false));
+        // When the time is over git sees an end in the middle, and refuses.
+        let fed = tokio::time::timeout(TRANSFER, feed(stdin, input));
+        let _ = tokio::join!(fed, pump(stdout, &sender, false));
         if let Err(error) = child.wait().await {
             tracing::error!(%error, "waiting for git receive-pack");
         }
@@ -320,18 +330,23 @@ async fn feed(stdin: Option<ChildStdin>, input: Input) {
     let _ = stdin.shutdown().await;
 }
 
-/// Hands git's output on, at once. Unless `stop`, goes on reading when nobody listens: git must not die of it.
+/// Hands git's output on, at once. A client that reads nothing for [`STALL`] has left as one that hung up has. Unless
+/// `stop`, goes on reading when nobody listens: git must not die of it.
 async fn pump(stdout: Option<ChildStdout>, sender: &mpsc::Sender<Bytes>, stop: bool) {
     let Some(mut stdout) = stdout else { return };
     let mut buffer = vec![0; PIECE];
+    let mut listening = true;
     loop {
-        match stdout.read(&mut buffer).await {
+        let n = match stdout.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
-            Ok(n) => {
-                if sender.send(Bytes::copy_from_slice(&buffer[..n])).await.is_err() && stop {
-                    return;
-                }
-            }
+            Ok(n) => n,
+        };
+        if listening {
+            let sent = sender.send(Bytes::copy_from_slice(&buffer[..n]));
+            listening = tokio::time::timeout(STALL, sent).await.is_ok_and(|sent| sent.is_ok());
+        }
+        if !listening && stop {
+            return;
         }
     }
 }

@@ -84,7 +84,8 @@ pub(super) enum Access {
 /// What a granted token opens.
 #[derive(Debug, Clone)]
 struct Grant {
-    caller: Caller,
+    /// The hash of the API token it was traded for: a grant is worth no more than that is when it is used.
+    key: String,
     access: BTreeMap<String, BTreeSet<Action>>,
     until: Instant,
 }
@@ -115,7 +116,7 @@ impl Grants {
 
 enum Identity {
     Direct(Access),
-    Granted(Grant),
+    Granted(Caller, BTreeMap<String, BTreeSet<Action>>),
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -137,12 +138,13 @@ async fn identity(app: &App, headers: &HeaderMap) -> Result<Identity, OciError> 
         return Err(unauthorized("this needs credentials: an API token as the password"));
     }
     match bearer(headers) {
-        Some(token) if token.starts_with(PREFIX) => app
-            .registry
-            .grants
-            .get(token)
-            .map(Identity::Granted)
-            .ok_or_else(|| unauthorized("the registry token has expired; ask for a new one")),
+        Some(token) if token.starts_with(PREFIX) => {
+            let grant = app.registry.grants.get(token);
+            let grant =
+                grant.ok_or_else(|| unauthorized("the registry token has expired; ask for a new one"))?;
+            let caller = auth::tokens::by_hash(app, &grant.key, auth::source(headers)).await?;
+            Ok(Identity::Granted(caller, grant.access))
+        }
         Some(token) if !token.starts_with("copal_") => {
             Ok(Identity::Direct(Access::Device(devices::session(app, headers).await?)))
         }
@@ -164,9 +166,13 @@ pub(super) async fn allow(
         ))
     };
     match identity(app, headers).await? {
-        Identity::Granted(grant) => {
-            let open = grant.access.get(repo).is_some_and(|actions| actions.contains(&action));
-            if open { Ok(Access::Person(grant.caller)) } else { Err(denied()) }
+        Identity::Granted(caller, access) => {
+            let asked = access.get(repo).is_some_and(|actions| actions.contains(&action));
+            if asked && may(app, &caller, repo, action).await? {
+                Ok(Access::Person(caller))
+            } else {
+                Err(denied())
+            }
         }
         Identity::Direct(Access::Person(caller)) => {
             if may(app, &caller, repo, action).await? {
@@ -232,6 +238,7 @@ pub(super) async fn token(State(app): State<App>, RawQuery(query): RawQuery, hea
 
 async fn grant(app: &App, query: &str, headers: &HeaderMap) -> Result<Response, OciError> {
     let caller = auth::basic(app, headers).await?;
+    let key = auth::hash_secret(&auth::shown(headers)?);
     let scopes: Vec<String> = query
         .split('&')
         .filter_map(|pair| pair.strip_prefix("scope="))
@@ -255,7 +262,7 @@ async fn grant(app: &App, query: &str, headers: &HeaderMap) -> Result<Response, 
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(OciError::internal)?;
     let token = format!("{PREFIX}{}", hex::encode(secret));
-    app.registry.grants.put(&token, Grant { caller, access, until: Instant::now() + LIFETIME });
+    app.registry.grants.put(&token, Grant { key, access, until: Instant::now() + LIFETIME });
     let issued = time::OffsetDateTime::now_utc()
         .format(&time::format_description::well_known::Rfc3339)
         .map_err(OciError::internal)?;

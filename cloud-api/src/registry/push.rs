@@ -129,7 +129,7 @@ pub(super) async fn delete_manifest(
             (query.execute(&mut *tx).await?.rows_affected(), tag.clone())
         }
         Reference::Digest(digest) => {
-            if rows::in_a_release(&mut tx, digest).await? {
+            if rows::in_a_release(&mut tx, repo, digest).await? {
                 return Err(kept());
             }
             sqlx::query("DELETE FROM image_tags WHERE repo = $1 AND digest = $2")
@@ -161,7 +161,7 @@ pub(super) async fn delete_blob(
     digest: &Digest,
 ) -> Result<Response, OciError> {
     let mut tx = app.db.write().await?;
-    if rows::in_a_release(&mut tx, digest).await? {
+    if rows::in_a_release(&mut tx, repo, digest).await? {
         return Err(kept());
     }
     let gone = sqlx::query("DELETE FROM repo_blobs WHERE repo = $1 AND digest = $2")

@@ -102,9 +102,11 @@ pub(super) async fn put_tag(tx: &mut Tx, repo: &str, tag: &str, digest: &Digest)
     Ok(())
 }
 
-/// Whether any release names it; then it cannot be deleted.
-pub(super) async fn in_a_release(tx: &mut Tx, digest: &Digest) -> sqlx::Result<bool> {
-    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM release_blobs WHERE digest = $1)")
+/// Whether a release names it in this repository; then it cannot be deleted there. What others have of it elsewhere is
+/// theirs, and not told.
+pub(super) async fn in_a_release(tx: &mut Tx, repo: &str, digest: &Digest) -> sqlx::Result<bool> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM release_blobs WHERE repo = $1 AND digest = $2)")
+        .bind(repo)
         .bind(digest.to_string())
         .fetch_one(&mut **tx)
         .await

@@ -23,6 +23,9 @@ use crate::{
 /// The most uploads at a time.
 const MAX_UPLOADS: usize = 256;
 
+/// The most of one fleet: whoever may push to one must not take the place of all others.
+const MAX_UPLOADS_OF_FLEET: usize = 64;
+
 /// An upload nobody continues is forgotten after this.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -49,7 +52,9 @@ impl Uploads {
         let id = random_id().map_err(OciError::internal)?;
         let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         map.retain(|_, upload| upload.touched.elapsed() < IDLE || Arc::strong_count(&upload.spool) > 1);
-        if map.len() >= MAX_UPLOADS {
+        let fleet = |repo: &str| repo.split('/').next().map(str::to_owned);
+        let of_fleet = map.values().filter(|u| fleet(&u.repo) == fleet(repo)).count();
+        if map.len() >= MAX_UPLOADS || of_fleet >= MAX_UPLOADS_OF_FLEET {
             return Err(OciError::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "TOOMANYREQUESTS",

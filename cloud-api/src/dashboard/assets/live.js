@@ -62,7 +62,7 @@ if (root.events) {
   const stream = new EventSource(root.events);
   stream.onopen = () => { say("live"); if (lost) refresh(); lost = false; };
   stream.onerror = () => { say("connection lost; trying again"); lost = true; };
-  for (const kind of ["device", "release", "build", "fleet", "missed"]) stream.addEventListener(kind, soon);
+  for (const kind of ["device", "release", "build", "fleet", "reset"]) stream.addEventListener(kind, soon);
   // Online and offline are a matter of time, which no event tells.
   setInterval(refresh, 30000);
 }
