@@ -21,7 +21,8 @@ mod views;
 use askama::Template;
 use axum::{
     Router,
-    http::{HeaderValue, StatusCode, header},
+    extract::FromRequestParts,
+    http::{HeaderValue, StatusCode, header, request::Parts},
     response::{Html, IntoResponse, Redirect, Response},
     routing::get,
 };
@@ -87,7 +88,10 @@ fn render(status: StatusCode, template: &impl Template) -> Response {
         Ok(html) => {
             let mut response = (status, Html(html)).into_response();
             let policy = HeaderValue::from_static(POLICY);
-            response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+            // Under `no-referrer` a browser hides the Origin of this server's own forms too, and they would be refused.
+            headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
             response
         }
         Err(error) => Problem::internal(format!("rendering a page: {error}")).into_response(),
@@ -105,6 +109,17 @@ struct ProblemPage {
     title: String,
     detail: String,
     code: &'static str,
+}
+
+/// Who is signed in. Who is not is shown the way.
+struct Person(Caller);
+
+impl FromRequestParts<App> for Person {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        Ok(Self(Caller::from_request_parts(parts, app).await?))
+    }
 }
 
 /// A refusal as a page. Who is not signed in is shown the way.

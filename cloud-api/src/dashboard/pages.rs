@@ -7,7 +7,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{Frame, Refusal, filters, page, views};
+use super::{Frame, Person, Refusal, filters, page, views};
 use crate::{
     api::{self, Json, Paging, Path, fleets},
     app::App,
@@ -26,7 +26,7 @@ struct Overview {
     fleets: Vec<fleets::Fleet>,
 }
 
-pub(super) async fn overview(State(app): State<App>, caller: Caller) -> Page {
+pub(super) async fn overview(State(app): State<App>, Person(caller): Person) -> Page {
     let paging = api::Query(Paging::new(Some(500), None));
     let Json(list) = fleets::list(State(app.clone()), caller.clone(), paging).await?;
     let mut totals = fleets::Totals::default();
@@ -52,7 +52,7 @@ struct Fleet {
 /// How much of a longer list the fleet's page shows.
 const GLANCE: u32 = 10;
 
-pub(super) async fn fleet(State(app): State<App>, caller: Caller, Path(slug): Path<String>) -> Page {
+pub(super) async fn fleet(State(app): State<App>, Person(caller): Person, Path(slug): Path<String>) -> Page {
     let Json(fleet) = fleets::show(State(app.clone()), caller.clone(), Path(slug.clone())).await?;
     let first = vec![("limit".to_owned(), GLANCE.to_string())];
     let Json(devices) =
@@ -86,7 +86,7 @@ pub(super) struct DeviceFilter {
 
 pub(super) async fn devices(
     State(app): State<App>,
-    caller: Caller,
+    Person(caller): Person,
     Path(slug): Path<String>,
     Query(filter): Query<DeviceFilter>,
 ) -> Page {
@@ -119,7 +119,7 @@ struct Device {
     events: Vec<views::Event>,
 }
 
-pub(super) async fn device(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Page {
+pub(super) async fn device(State(app): State<App>, Person(caller): Person, Path(id): Path<String>) -> Page {
     let Json(found) = api::devices::show(State(app.clone()), caller.clone(), Path(id.clone())).await?;
     let paging = api::Query(Paging::new(Some(50), None));
     let Json(events) = api::devices::events(State(app), caller.clone(), Path(id), paging).await?;
@@ -142,7 +142,7 @@ struct Releases {
 
 pub(super) async fn releases(
     State(app): State<App>,
-    caller: Caller,
+    Person(caller): Person,
     Path(slug): Path<String>,
     Query(filter): Query<DeviceFilter>,
 ) -> Page {
@@ -164,7 +164,7 @@ struct Release {
     release: views::Release,
 }
 
-pub(super) async fn release(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Page {
+pub(super) async fn release(State(app): State<App>, Person(caller): Person, Path(id): Path<String>) -> Page {
     let Json(found) = api::releases::show(State(app), caller.clone(), Path(id)).await?;
     let frame = Frame::new(&caller, "releases", Some(&found.fleet));
     Ok(page(&Release { frame, release: found.into() }))
@@ -179,7 +179,7 @@ struct Build {
     log: String,
 }
 
-pub(super) async fn build(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Page {
+pub(super) async fn build(State(app): State<App>, Person(caller): Person, Path(id): Path<String>) -> Page {
     let Json(found) = api::builds::show(State(app.clone()), caller.clone(), Path(id.clone())).await?;
     let log = last_of_log(app, caller.clone(), id).await?;
     let slug = found.fleet.clone();
