@@ -30,8 +30,15 @@ mv /usr/bin/copal-agent.new /usr/bin/copal-agent
 install -d -m 0755 /etc/copal
 # It holds the enrolment token: for root only.
 install -m 0600 "$config" /etc/copal/copal.json
-install -m 0644 "$here/systemd/copal-agent.service" "$here/systemd/copal-prepare.service" /etc/systemd/system/
+install -m 0644 "$here/systemd/copal-agent.service" "$here/systemd/copal-prepare.service" \
+    "$here/systemd/run-copal-locks.mount" /etc/systemd/system/
 systemctl daemon-reload
-systemctl enable copal-prepare.service copal-agent.service
+systemctl enable run-copal-locks.mount copal-prepare.service copal-agent.service
+# Mounted over folders that containers have bound already, it would hide the locks they hold.
+if [ ! -d /run/copal/locks ]; then
+    systemctl start run-copal-locks.mount
+elif ! systemctl is-active --quiet run-copal-locks.mount; then
+    say "note: the bounded folder for update locks is used from the next boot on"
+fi
 systemctl restart copal-agent.service
 say "joined; look at it with: sudo copal-agent status"

@@ -270,6 +270,20 @@ mod tests {
     }
 
     #[test]
+    fn the_shipped_mount_bounds_exactly_the_folder_that_containers_write_to() {
+        let unit = include_str!("../../systemd/run-copal-locks.mount");
+        let value = |key: &str| unit.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('=')).unwrap();
+        let (_dir, _, app, web) = setup();
+        let folder = Shared::new("/run/copal".into()).folder(app, &web);
+        assert_eq!(folder.parent().unwrap().parent().unwrap(), Path::new(value("Where")));
+        let options: Vec<&str> = value("Options").split(',').collect();
+        assert!(options.contains(&"nosuid") && options.contains(&"nodev") && options.contains(&"noexec"));
+        assert!(options.iter().any(|o| o.starts_with("size=")), "{options:?}");
+        assert!(options.iter().any(|o| o.starts_with("nr_inodes=")), "{options:?}");
+        assert!(value("Before").contains("docker.service"), "bound before the engine binds it");
+    }
+
+    #[test]
     fn nothing_a_container_puts_there_is_followed_or_waited_for() {
         let (dir, shared, app, web) = setup();
         fs::create_dir_all(shared.folder(app, &web)).unwrap();
