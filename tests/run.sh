@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything CI runs. `tests/run.sh lint unit e2e browser` runs some stages only. Ends with `N passed, N failed`.
+# Everything CI runs. `tests/run.sh lint unit` runs some stages only. Ends with `N passed, N failed`.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -70,8 +70,12 @@ stage_browser() {
     tests 'browser' node tests/browser/run.mjs
 }
 
+stage_demo() {
+    check 'demo' env COPAL_DEMO_ONCE=1 tests/demo.sh
+}
+
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(lint unit e2e browser)
+[ ${#stages[@]} -gt 0 ] || stages=(lint unit e2e browser demo)
 check 'set-up: engine' tests/setup.sh engine arm64
 if [ "$failed" != 0 ]; then
     printf '\nwithout an engine most tests mean nothing; stopping here\n'
@@ -79,7 +83,7 @@ if [ "$failed" != 0 ]; then
     exit 1
 fi
 for stage in "${stages[@]}"; do
-    declare -F "stage_$stage" >/dev/null || { echo "no such stage: $stage (lint, build, unit, e2e, browser)" >&2; exit 2; }
+    declare -F "stage_$stage" >/dev/null || { echo "no such stage: $stage (lint, build, unit, e2e, browser, demo)" >&2; exit 2; }
     "stage_$stage"
 done
 

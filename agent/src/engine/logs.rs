@@ -48,23 +48,14 @@ pub fn lines(bytes: &[u8]) -> Vec<String> {
     lines
 }
 
+/// One line, bounded, with nothing in it that steers.
 fn inert(line: &str) -> String {
-    let mut out = String::new();
-    for c in line.chars() {
-        let c = match c {
-            '\t' => ' ',
-            // Directional marks and overrides, zero-width characters, the byte order mark.
-            '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}' => {
-                continue;
-            }
-            c if c.is_control() => continue,
-            c => c,
-        };
-        if out.len() + c.len_utf8() > MAX_LINE {
-            break;
-        }
-        out.push(c);
+    let mut out = copal_protocol::text::inert(line).replace('\t', " ");
+    let mut end = out.len().min(MAX_LINE);
+    while !out.is_char_boundary(end) {
+        end -= 1;
     }
+    out.truncate(end);
     out.truncate(out.trim_end().len());
     out
 }
@@ -76,7 +67,7 @@ mod tests {
     #[test]
     fn a_line_cannot_steer_a_terminal_or_fake_another() {
         let bytes = b"\x1b]0;owned\x07ok\r\nnext\xff\xfe\n\xe2\x80\xaefdp.exe\n\n";
-        assert_eq!(lines(bytes), ["]0;ownedok", "next\u{fffd}\u{fffd}", "fdp.exe"]);
+        assert_eq!(lines(bytes), ["ok", "next\u{fffd}\u{fffd}", "fdp.exe"]);
     }
 
     #[test]

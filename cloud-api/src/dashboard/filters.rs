@@ -3,6 +3,7 @@
 
 use std::fmt::Display;
 
+use copal_protocol::text::inert;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// The first 12 characters of an id.
@@ -61,48 +62,15 @@ pub(super) fn mode<T: Display>(mode: T, _: &dyn askama::Values) -> askama::Resul
     })
 }
 
-/// Text from a device or a build: escape sequences, other control characters and characters that turn the reading
-/// direction are taken out; line ends and tabs stay.
+/// Text from a device or a build.
 #[askama::filter_fn]
 pub(super) fn plain<T: Display>(text: T, _: &dyn askama::Values) -> askama::Result<String> {
-    Ok(plain_text(&text.to_string()))
-}
-
-pub(super) fn plain_text(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text.chars().peekable();
-    while let Some(c) = rest.next() {
-        match c {
-            // CSI and OSC sequences: to their final byte.
-            '\u{1b}' if rest.next_if_eq(&'[').is_some() => {
-                while rest.next().is_some_and(|c| !('\u{40}'..='\u{7e}').contains(&c)) {}
-            }
-            '\u{1b}' if rest.next_if_eq(&']').is_some() => {
-                while rest.next().is_some_and(|c| c != '\u{7}' && c != '\u{1b}') {}
-                rest.next_if_eq(&'\\');
-            }
-            '\n' | '\t' => out.push(c),
-            // Marks that embed, override or isolate a direction could show a text as another.
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' => {}
-            c if c.is_control() => {}
-            c => out.push(c),
-        }
-    }
-    out
+    Ok(inert(&text.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn escape_sequences_and_direction_marks_are_taken_out() {
-        assert_eq!(plain_text("\u{1b}[31mred\u{1b}[0m\ttab\r\nnext"), "red\ttab\nnext");
-        assert_eq!(plain_text("a\u{1b}]0;title\u{7}b"), "ab");
-        assert_eq!(plain_text("exe\u{202e}gpj.txt"), "exegpj.txt");
-        assert_eq!(plain_text("plain é ✓"), "plain é ✓");
-        assert_eq!(plain_text("\u{1b}["), "");
-    }
 
     #[test]
     fn sizes_read_well() {

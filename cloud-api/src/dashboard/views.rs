@@ -58,7 +58,7 @@ impl From<device_views::Device> for Device {
             status,
             id: device.device_id,
             fleet: device.fleet,
-            name: super::filters::plain_text(&device.name),
+            name: copal_protocol::text::inert(&device.name),
             state: device.state,
             online: device.online,
             last_seen: device.last_seen,

@@ -17,6 +17,7 @@
 //! | [`clock`] | the earliest time it can be |
 //! | [`seal`] | secrets sealed to one device |
 //! | [`enrol`] | enrolment tokens, login challenges, introduction secrets |
+//! | [`text`] | foreign text, made safe to show |
 //! | [`device_api`] | bodies of the device routes that are not signed documents |
 //! | [`config`] | `copal.json`, what a device is given before its first start |
 //! | `testing` | fixed keys and ready documents, behind a feature of that name |
@@ -38,4 +39,5 @@ pub mod seal;
 pub mod spec;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod text;
 pub mod verify;
