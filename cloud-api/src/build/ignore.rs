@@ -1,23 +1,49 @@
 //! `.dockerignore`: which files of a folder are not sent to the builder. Patterns are matched as Docker does: against
 //! a path and each of its parents, the last matching pattern decides, `!` takes back.
 
+use std::cell::Cell;
+
 /// The most patterns a file may have.
 const MAX_PATTERNS: usize = 1000;
 
+/// The most characters of a pattern.
+const MAX_PATTERN: usize = 1000;
+
+/// How much matching one context may take, in comparisons of a name: less than a minute. Patterns can be made to take for
+/// ever, and nothing could end them.
+const MAX_WORK: u64 = 1_000_000_000;
+
 /// Parsed patterns.
 #[derive(Debug, Default)]
-pub(super) struct Ignore(Vec<Pattern>);
+pub(super) struct Ignore {
+    patterns: Vec<Pattern>,
+    work: Cell<u64>,
+}
 
 #[derive(Debug)]
 struct Pattern {
     back: bool,
-    segments: Vec<String>,
+    segments: Vec<Segment>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Segment {
+    /// `**`: any number of names.
+    Any,
+    /// A pattern of one name.
+    One(Vec<char>),
 }
 
 impl Ignore {
-    pub(super) fn parse(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim_start_matches('\u{feff}');
+        if let Some(line) = text.lines().position(|line| line.chars().count() > MAX_PATTERN) {
+            return Err(format!(
+                ".dockerignore:{}: a pattern has at most {MAX_PATTERN} characters",
+                line + 1
+            ));
+        }
         let patterns = text
-            .trim_start_matches('\u{feff}')
             .lines()
             .filter(|line| !line.starts_with('#'))
             .filter_map(|line| {
@@ -26,29 +52,39 @@ impl Ignore {
                     Some(rest) => (true, rest.trim()),
                     None => (false, line),
                 };
-                let mut segments: Vec<String> = Vec::new();
+                let mut segments: Vec<Segment> = Vec::new();
                 for segment in line.split('/') {
                     match segment {
                         "" | "." => {}
                         ".." => {
                             segments.pop();
                         }
-                        name => segments.push(name.to_owned()),
+                        "**" if segments.last() == Some(&Segment::Any) => {}
+                        "**" => segments.push(Segment::Any),
+                        name => segments.push(Segment::One(name.chars().collect())),
                     }
                 }
                 (!segments.is_empty()).then_some(Pattern { back, segments })
             })
             .take(MAX_PATTERNS)
             .collect();
-        Self(patterns)
+        Ok(Self { patterns, work: Cell::new(0) })
+    }
+
+    /// Whether matching took more than it may; then what it answers is worth nothing.
+    pub(super) fn exhausted(&self) -> bool {
+        self.work.get() >= MAX_WORK
     }
 
     /// Whether this path (below the context, `/` between names) stays out.
     pub(super) fn ignores(&self, path: &str) -> bool {
-        let names: Vec<&str> = path.split('/').collect();
+        let names: Vec<Vec<char>> = path.split('/').map(|name| name.chars().collect()).collect();
         let mut out = false;
-        for pattern in &self.0 {
-            if out == pattern.back && (1..=names.len()).any(|n| segments(&pattern.segments, &names[..n])) {
+        for pattern in &self.patterns {
+            if self.exhausted() {
+                return false;
+            }
+            if out == pattern.back && self.reaches(&pattern.segments, &names) {
                 out = !pattern.back;
             }
         }
@@ -57,21 +93,44 @@ impl Ignore {
 
     /// Whether a folder that is ignored can be passed over: not when a pattern could take back something in it.
     pub(super) fn may_skip(&self, folder: &str) -> bool {
-        self.ignores(folder) && !self.0.iter().any(|p| p.back)
+        self.ignores(folder) && !self.patterns.iter().any(|p| p.back)
+    }
+
+    /// Whether the pattern matches the path or one of its parents. All beginnings of the pattern are followed at once,
+    /// so that it takes no more than names times segments.
+    fn reaches(&self, pattern: &[Segment], names: &[Vec<char>]) -> bool {
+        // at[i]: the first `i` segments match the names so far.
+        let mut at = vec![false; pattern.len() + 1];
+        at[0] = true;
+        pass(pattern, &mut at);
+        for name in names {
+            let mut next = vec![false; pattern.len() + 1];
+            for (i, segment) in pattern.iter().enumerate().filter(|(i, _)| at[*i]) {
+                match segment {
+                    Segment::Any => next[i] = true,
+                    Segment::One(pattern) => {
+                        let cost = 1 + (pattern.len() * name.len()) as u64 / 64;
+                        self.work.set(self.work.get().saturating_add(cost));
+                        next[i + 1] |= glob(pattern, name);
+                    }
+                }
+            }
+            pass(pattern, &mut next);
+            if next[pattern.len()] {
+                return true;
+            }
+            at = next;
+        }
+        false
     }
 }
 
-fn segments(pattern: &[String], names: &[&str]) -> bool {
-    match (pattern.split_first(), names.split_first()) {
-        (None, None) => true,
-        (Some((first, rest)), _) if first == "**" => {
-            segments(rest, names) || names.split_first().is_some_and(|(_, more)| segments(pattern, more))
+/// `**` matches no name as well.
+fn pass(pattern: &[Segment], at: &mut [bool]) {
+    for (i, segment) in pattern.iter().enumerate() {
+        if at[i] && *segment == Segment::Any {
+            at[i + 1] = true;
         }
-        (Some((first, rest)), Some((name, more))) => {
-            let (first, name): (Vec<char>, Vec<char>) = (first.chars().collect(), name.chars().collect());
-            glob(&first, &name) && segments(rest, more)
-        }
-        _ => false,
     }
 }
 
@@ -155,14 +214,26 @@ mod tests {
             ("*", "anything/below", true),
         ];
         for (text, path, want) in cases {
-            assert_eq!(Ignore::parse(text).ignores(path), *want, "{text:?} {path}");
+            assert_eq!(Ignore::parse(text).unwrap().ignores(path), *want, "{text:?} {path}");
         }
+    }
+
+    #[test]
+    fn a_pattern_made_to_take_for_ever_ends() {
+        let deep = vec!["a"; 64].join("/");
+        let pattern = format!("{}b", "**/a/".repeat(60));
+        let ignore = Ignore::parse(&pattern).unwrap();
+        assert!(!ignore.ignores(&deep));
+        assert!(ignore.work.get() < 64 * 64 * 2, "names times segments, not more: {}", ignore.work.get());
+        ignore.work.set(MAX_WORK);
+        assert!(ignore.exhausted());
+        assert!(Ignore::parse(&"*".repeat(MAX_PATTERN + 1)).unwrap_err().contains(".dockerignore:1"));
     }
 
     proptest::proptest! {
         #[test]
         fn any_pattern_and_path_end(pattern in "[a*?\\[\\]^!\\\\/-]{0,30}", path in "[ab/]{1,40}") {
-            Ignore::parse(&pattern).ignores(&path);
+            let _ = Ignore::parse(&pattern).unwrap().ignores(&path);
         }
     }
 }

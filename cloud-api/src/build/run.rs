@@ -361,6 +361,7 @@ fn pack(root: &Path, dir: &Path, out: &Path, dockerfile: &str) -> Result<(u64, u
         let path = dir.strip_prefix(root).unwrap_or(Path::new("")).join(".dockerignore");
         let path = path.to_str().unwrap_or(".dockerignore").trim_start_matches("./").to_owned();
         Ignore::parse(&context::read_text(root, &path, MAX_TEXT).map_err(BuildError::new)?)
+            .map_err(BuildError::new)?
     } else {
         Ignore::default()
     };
@@ -388,7 +389,7 @@ fn pack(root: &Path, dir: &Path, out: &Path, dockerfile: &str) -> Result<(u64, u
         }
         tar.append_data(&mut header, path, std::fs::File::open(full)?)
     })
-    .map_err(BuildError::internal)?;
+    .map_err(|e| if ignore.exhausted() { BuildError::new(e.to_string()) } else { BuildError::internal(e) })?;
     let ours = format!("{SENT_DOCKERFILE}\n.dockerignore\n");
     for (name, text) in [(SENT_DOCKERFILE, dockerfile), (".dockerignore", ours.as_str())] {
         let mut header = tar::Header::new_gnu();
@@ -420,6 +421,11 @@ fn walk(
         }
         let meta = std::fs::symlink_metadata(entry.path())?;
         let out = ignore.ignores(&path);
+        if ignore.exhausted() {
+            return Err(std::io::Error::other(
+                "the patterns of .dockerignore take too long to match; write fewer and simpler ones",
+            ));
+        }
         if !out {
             visit(&entry.path(), &path, &meta)?;
         }
