@@ -13,10 +13,10 @@ pub struct Hush {
 }
 
 impl Hush {
-    /// Counts a failure. `Some` with how often it came so far where it is to be said: the first time, the 4th, the 16th, …
+    /// Counts a failure of `what`. `Some` with how often it came so far where it is to be said: the first time, the 4th, the 16th, …
     /// Numbers and ids in the text make no other reason of it.
-    pub fn failed(&mut self, why: &str) -> Option<u64> {
-        let why = plain(why);
+    pub fn failed(&mut self, what: &str, why: &str) -> Option<u64> {
+        let why = format!("{what}\n{}", plain(why));
         if !self.seen.contains_key(&why) && self.seen.len() >= REASONS {
             self.seen.clear();
         }
@@ -40,24 +40,25 @@ mod tests {
     #[test]
     fn the_same_reason_is_said_at_widening_intervals_and_another_at_once() {
         let mut hush = Hush::default();
-        let said: Vec<u64> = (0..300).filter_map(|_| hush.failed("no such device")).collect();
+        let said: Vec<u64> = (0..300).filter_map(|_| hush.failed("web", "no such device")).collect();
         assert_eq!(said, [1, 4, 16, 64, 256]);
-        assert_eq!(hush.failed("no space"), Some(1));
-        assert_eq!(hush.failed("no such device"), None, "the other one changed nothing");
+        assert_eq!(hush.failed("web", "no space"), Some(1));
+        assert_eq!(hush.failed("web", "no such device"), None, "the other one changed nothing");
+        assert_eq!(hush.failed("db", "no such device"), Some(1), "of another thing it is news");
     }
 
     #[test]
     fn ids_and_numbers_make_no_new_reason() {
         let mut hush = Hush::default();
-        assert_eq!(hush.failed("container 3fa9c2 ended after 12 s"), Some(1));
-        assert_eq!(hush.failed("container 77b1e0 ended after 9 s"), None);
+        assert_eq!(hush.failed("web", "container 3fa9c2 ended after 12 s"), Some(1));
+        assert_eq!(hush.failed("web", "container 77b1e0 ended after 9 s"), None);
     }
 
     #[test]
     fn endless_new_reasons_take_no_endless_memory() {
         let mut hush = Hush::default();
         for n in 0..10_000 {
-            hush.failed(&"x".repeat(n % 1000));
+            hush.failed("web", &"x".repeat(n % 1000));
         }
         assert!(hush.seen.len() <= REASONS);
     }

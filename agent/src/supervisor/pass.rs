@@ -341,7 +341,7 @@ impl Supervisor {
         let Some(app) = self.apps.get_mut(&id) else { return false };
         let (Some(key), Some(target)) = (app.key, app.target.clone()) else { return false };
         let said = self.said.entry((id, None)).or_default();
-        if let Some(times) = said.failed(&format!("{} {}", failure.code, failure.message)) {
+        if let Some(times) = said.failed(failure.code, &failure.message) {
             tracing::warn!(app = %id, code = failure.code, times, "the trial failed: {}", failure.message);
         }
         let mut why = reason(failure.code, failure.message.clone());
@@ -491,7 +491,7 @@ impl Supervisor {
                 lane.failures += 1;
                 let wait = backoff::wait(lane.failures, backoff::random());
                 let said = self.said.entry((key.0, Some(key.1.clone()))).or_default();
-                if let Some(times) = said.failed(&error.to_string()) {
+                if let Some(times) = said.failed(&error.code, &error.message) {
                     tracing::warn!(app = %key.0, lane = %key.1, %error, times, wait_ms = wait.as_millis(), "failed");
                 }
                 lane.retry_at = Some(Instant::now() + wait);

@@ -120,7 +120,9 @@ impl Sync {
         let reasons: BTreeMap<_, Reason> = refused
             .iter()
             .map(|(app, e)| {
-                tracing::warn!(%app, code = %e.code, detail = e.detail, "the app's new release is refused; what runs goes on");
+                if let Some(times) = self.said.failed(&format!("{app} {}", e.code), &e.detail) {
+                    tracing::warn!(%app, code = %e.code, detail = e.detail, times, "the app's new release is refused; what runs goes on");
+                }
                 (*app, Reason { release: releases.get(app).copied(), ..reason(e.code.as_str(), &e.detail) })
             })
             .collect();

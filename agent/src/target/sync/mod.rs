@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use super::{condition::Condition, model::Target, store::Store};
 use crate::{
-    apply::status::reason,
+    apply::{hush::Hush, status::reason},
     clock::Clock,
     cloud::{Address, Backoff, Call, random},
     identity::{Identity, Session, SessionError},
@@ -106,6 +106,8 @@ pub struct Sync {
     /// The stored assignment waits for its time, Unix seconds.
     not_before: Option<u64>,
     polled: bool,
+    /// What was said of failures since the last good cycle.
+    said: Hush,
     /// Between polls the cloud does not hold; an assignment may set it.
     interval: Duration,
 }
@@ -153,6 +155,7 @@ impl Sync {
             roots_walked: None,
             not_before: None,
             polled: false,
+            said: Hush::default(),
         };
         sync.use_root_address();
         sync.recall();
@@ -167,6 +170,7 @@ impl Sync {
             match Box::pin(self.cycle()).await {
                 Ok(held) => {
                     backoff.succeeded(Instant::now());
+                    self.said = Hush::default();
                     self.tell(|c| {
                         c.online = true;
                         c.offline = None;
@@ -206,7 +210,10 @@ impl Sync {
             Stop::Refused(e) => (e.code.to_string(), e.detail.clone()),
             Stop::State(e) => (e.code().to_owned(), e.to_string()),
         };
-        tracing::warn!(code, message, retry_s = wait.as_secs_f32(), "not synchronised; what runs goes on");
+        if let Some(times) = self.said.failed(&code, &message) {
+            let retry_s = wait.as_secs_f32();
+            tracing::warn!(code, message, retry_s, times, "not synchronised; what runs goes on");
+        }
         let found = reason(&code, message);
         self.tell(|c| match stop {
             Stop::Session(_) => {
