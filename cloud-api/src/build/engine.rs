@@ -160,6 +160,14 @@ impl Engine {
         self.docker.inspect_image(image).await.map_err(|e| BuildError::internal(plain(&e)))
     }
 
+    /// The image the engine holds under exactly this name and tag. An id is no name: by one, a project could take what
+    /// was built for another fleet.
+    pub(super) async fn held(&self, reference: &str) -> Option<ImageInspect> {
+        let found = self.docker.inspect_image(reference).await.ok()?;
+        let named = found.repo_tags.iter().flatten().any(|tag| familiar(tag) == familiar(reference));
+        named.then_some(found)
+    }
+
     /// Writes the image, as `docker save` does, into a file.
     pub(super) async fn export(&self, image: &str, file: &Path) -> Result<(), BuildError> {
         let mut out = tokio::fs::File::create(file).await.map_err(BuildError::internal)?;
@@ -270,6 +278,12 @@ fn step(line: &str) -> Option<usize> {
     line.strip_prefix("Step ")?.split_once('/')?.0.parse().ok().filter(|n| *n > 0)
 }
 
+/// A name as the engine shows it: without the registry and folder that go without saying.
+fn familiar(reference: &str) -> &str {
+    let path = reference.strip_prefix("docker.io/").unwrap_or(reference);
+    path.strip_prefix("library/").unwrap_or(path)
+}
+
 /// `dockerfile parse error line 3: unknown instruction: FORM`, in its spellings.
 fn parse_error(message: &str) -> Option<(usize, &str)> {
     let lower = message.to_ascii_lowercase();
@@ -330,5 +344,13 @@ mod tests {
         assert_eq!(parse_error("something else on line 3"), None);
         assert_eq!(step("Step 3/7 : COPY a b"), Some(3));
         assert_eq!(step("Step by step"), None);
+    }
+
+    #[test]
+    fn a_name_is_the_same_with_what_goes_without_saying() {
+        for spelled in ["docker.io/library/nginx:1", "library/nginx:1", "nginx:1"] {
+            assert_eq!(familiar(spelled), "nginx:1");
+        }
+        assert_eq!(familiar("registry.example/library/nginx:1"), "registry.example/library/nginx:1");
     }
 }

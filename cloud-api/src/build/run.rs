@@ -450,13 +450,25 @@ async fn one_pull(
     let tagged =
         reference.contains('@') || reference.rsplit('/').next().is_some_and(|last| last.contains(':'));
     let reference = if tagged { reference.to_owned() } else { format!("{reference}:latest") };
-    engine.pull(&reference, &engine_platform(&fleet.arch), &job.log).await.map_err(|why| {
-        BuildError::new(format!(
-            "service {name}: the image {reference} cannot be had: {why}\n    do: {}",
-            advice(&why)
-        ))
-    })?;
-    let inspected = engine.inspect(&reference).await?;
+    let inspected = match engine.pull(&reference, &engine_platform(&fleet.arch), &job.log).await {
+        Ok(()) => engine.inspect(&reference).await?,
+        // Whoever keeps the server may have loaded it: a site without a network has no other way.
+        Err(why) => match engine.held(&reference).await {
+            Some(held) => {
+                job.log.say(&format!(
+                    "warning: {reference} cannot be pulled ({why}); taking the copy that the builder's engine holds"
+                ));
+                held
+            }
+            None => {
+                return Err(BuildError::new(format!(
+                    "service {name}: the image {reference} cannot be had: {why}\n    do: {}; or load it into the \
+                     builder's engine (`docker load`)",
+                    advice(&why)
+                )));
+            }
+        },
+    };
     let id = inspected.id.unwrap_or_default();
     // The repository's own digest; where the engine does not say it, the config's names the same image.
     let pinned = inspected

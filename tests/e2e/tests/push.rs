@@ -202,3 +202,44 @@ async fn killing_the_client_neither_stops_nor_doubles_the_build() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_no_registry_has_is_refused_until_it_is_loaded_into_the_builder() {
+    let world = World::new(1).await;
+    let reference = format!("e2e-{}.invalid/app:1", copal_e2e::unique());
+    world.repo.write(
+        "docker-compose.yml",
+        format!("services:\n  app:\n    image: {reference}\n    stop_grace_period: 1s\n    labels: {{io.copal.update.healthy-after: 2s}}\n"),
+    );
+    let output = world.repo.push("nowhere").await;
+    let said = text(&output);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains(&format!("the image {reference} cannot be had")), "{said}");
+    assert!(said.contains("docker load"), "what to do: {said}");
+
+    // The server's keeper puts it there.
+    world.repo.add_busybox("loaded");
+    world.repo.write("loaded/Dockerfile", "FROM scratch\nCOPY busybox /bin/busybox\nSTOPSIGNAL SIGKILL\nCMD [\"/bin/busybox\", \"sleep\", \"100000\"]\n");
+    let folder = world.repo.path().join("loaded");
+    engine::docker(None, &["build", "-q", "-t", &reference, folder.to_str().unwrap()]);
+    let _gone = Untag(reference.clone());
+    std::fs::remove_dir_all(&folder).unwrap();
+    let said = world.repo.push_ok("loaded").await;
+    assert!(said.contains("taking the copy that the builder's engine holds"), "{said}");
+    let release = world.latest().await["id"].as_str().unwrap().to_owned();
+    world.on_target(&release).await;
+    let runs = world.service(0, "app").await["Image"].as_str().unwrap().to_owned();
+
+    // By its id it is not to be had: ids name what was built for other fleets, too.
+    world.repo.write("docker-compose.yml", format!("services:\n  app:\n    image: {runs}\n"));
+    let output = world.repo.push("by its id").await;
+    assert!(!output.status.success(), "{}", text(&output));
+}
+
+struct Untag(String);
+
+impl Drop for Untag {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("docker").args(["rmi", &self.0]).output();
+    }
+}
