@@ -32,6 +32,7 @@ const WISHES: &[&str] = &[
     "runtime",
     "sysctls",
     "device_cgroup_rules",
+    "logging",
 ];
 
 pub(crate) fn check(root: &Node, project: &Project, policy: &Policy, p: &mut Problems) {

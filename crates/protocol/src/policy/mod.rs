@@ -44,6 +44,10 @@ const BRIDGE_OPTIONS: &[&str] = &[
     "com.docker.network.bridge.host_binding_ipv4",
 ];
 
+/// Log drivers that keep what a service says on the device. Others have the engine connect, with the host's network,
+/// sockets and credentials, to wherever an option says.
+const LOG_DRIVERS: &[&str] = &["", "none", "json-file", "local", "journald"];
+
 /// Checks every service, volume and network of a release.
 ///
 /// # Errors
@@ -74,6 +78,12 @@ impl Of<'_> {
             return self.refuse(Code::PolicyPrivileged, "privileged", "true", "privileged");
         }
         self.namespaces(spec)?;
+        if let Some(logging) = &spec.logging
+            && !LOG_DRIVERS.contains(&logging.driver.as_str())
+            && !self.allow.host_network
+        {
+            return self.refuse(Code::PolicyNamespace, "logging driver", &logging.driver, "host_network");
+        }
         for cap in &spec.cap_add {
             self.cap(cap)?;
         }

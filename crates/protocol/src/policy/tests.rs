@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     documents::{EnvMode, ServiceRelease},
-    spec::Mount,
+    spec::{Logging, Mount},
     testing::OwnerKeys,
 };
 
@@ -64,6 +64,26 @@ fn a_service_that_asks_for_nothing_gets_it() {
 #[test]
 fn privileged_needs_the_owners_word() {
     opens(Code::PolicyPrivileged, |s| s.privileged = true, |a| a.privileged = true);
+}
+
+#[test]
+fn log_drivers_that_send_elsewhere_need_the_owners_word() {
+    let logs = |driver: &str| {
+        let driver = driver.to_owned();
+        move |s: &mut ServiceSpec| {
+            let address = "unixgram:///run/other.sock".to_owned();
+            let options = BTreeMap::from([("syslog-address".to_owned(), address)]);
+            s.logging = Some(Logging { driver: driver.clone(), options });
+        }
+    };
+    for driver in
+        ["syslog", "fluentd", "gelf", "splunk", "awslogs", "gcplogs", "vendor/plugin:1", "JSON-file"]
+    {
+        opens(Code::PolicyNamespace, logs(driver), |a| a.host_network = true);
+    }
+    for driver in ["json-file", "local", "journald", "none"] {
+        judge(&Policy::default(), logs(driver)).unwrap();
+    }
 }
 
 #[test]
