@@ -85,7 +85,8 @@ fn is_stage(name: &str, stages: &[Option<String>]) -> bool {
     stages.iter().any(|s| s.as_deref() == Some(name.as_str()))
 }
 
-fn image(name: &str) -> Result<(), String> {
+/// Whether an image of this name may be taken from the engine.
+pub(super) fn image(name: &str) -> Result<(), String> {
     let lower = name.to_ascii_lowercase();
     if lower.split('/').any(|part| part.starts_with(OURS) || part.starts_with(DEVICES)) {
         return Err(format!(
@@ -201,6 +202,18 @@ mod tests {
         }
         let args = BTreeMap::from([("B".to_owned(), "copal-build-0123/other/web".to_owned())]);
         assert!(check("ARG B=alpine\nFROM $B", &args).is_err(), "a build argument wins over its default");
+    }
+
+    #[test]
+    fn a_service_takes_no_image_of_another_fleet_from_the_engine_by_name_or_id() {
+        for name in
+            ["copal-build-0123/other/web:latest", "docker.io/copal-build-0123/x", "ab12", "sha256:ab12"]
+        {
+            assert!(image(name).is_err(), "{name}");
+        }
+        for name in ["redis:7", "redis", "ghcr.io/x/y@sha256:0123", "cafe:latest"] {
+            assert_eq!(image(name), Ok(()), "{name}");
+        }
     }
 
     #[test]

@@ -445,6 +445,8 @@ async fn one_pull(
     reference: &str,
 ) -> Result<(image::Stored, Digest), BuildError> {
     let fleet = &job.request.fleet;
+    // The engine is asked for what cannot be pulled, and it keeps what other fleets built.
+    bases::image(reference).map_err(|why| BuildError::new(format!("service {name}: {why}")))?;
     job.log.say(&format!("[{name}] pulling {reference}"));
     // Without a tag the engine would pull every tag there is.
     let tagged =
