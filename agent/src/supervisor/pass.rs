@@ -386,6 +386,10 @@ impl Supervisor {
                 }
                 state.blocked.clone_from(&lane_plan.blocked);
                 state.waits = None;
+                if state.blocked.is_some() {
+                    // What failed before is not what stands in the way now.
+                    state.error = None;
+                }
                 if let Some(at) = state.retry_at.filter(|at| *at > now) {
                     *next = (*next).min(at);
                     continue;

@@ -431,6 +431,20 @@ async fn a_service_that_can_never_start_does_not_fill_the_log() {
     assert!(said <= 16, "{said} lines:\n{text}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_stands_in_the_way_now_is_told_and_not_what_failed_before() {
+    let device = Device::new();
+    device.set(target(&[three("web1", "refuses")], 1));
+    device.until("reported", |d| d.code() == "start_failed").await;
+    // Ours is taken away, and someone else's takes its name.
+    device.fake().world(|w| {
+        w.containers.retain(|_, (c, _)| !c.name.ends_with("-web"));
+        w.foreign("copal-00112233-web");
+    });
+    device.fake().tell("container", "destroy", "copal-00112233-web");
+    device.until("the conflict is told", |d| d.code() == "conflict").await;
+}
+
 /// A log kept in memory.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
