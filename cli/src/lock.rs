@@ -205,6 +205,8 @@ mod tests {
             committed: BTreeMap::new(),
             reason: None,
             progress: None,
+            host: None,
+            agent: None,
             agent_version: "0.1.0".to_owned(),
             os_version: String::new(),
             arch: "amd64".to_owned(),

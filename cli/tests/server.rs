@@ -229,6 +229,8 @@ fn join(world: &World, signer: Option<&SigningKey>, root: usize, lock: LockState
         committed: std::collections::BTreeMap::new(),
         reason: None,
         progress: None,
+        host: None,
+        agent: None,
         agent_version: "0.1.0".to_owned(),
         os_version: String::new(),
         arch: "amd64".to_owned(),

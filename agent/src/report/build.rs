@@ -112,6 +112,8 @@ pub fn report(
         committed,
         reason: one_reason(status, condition),
         progress: status.progress(),
+        host: None,
+        agent: None,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         os_version: about.os_version.clone(),
         arch: about.arch.clone(),

@@ -258,6 +258,8 @@ impl Device {
             committed: [(fleet.keys.app_id, assignment.apps[0].sha256)].into(),
             reason: None,
             progress: None,
+            host: None,
+            agent: None,
             agent_version: "0.1.0".to_owned(),
             os_version: "Debian".to_owned(),
             arch: "amd64".to_owned(),

@@ -41,3 +41,4 @@ pub mod spec;
 pub mod testing;
 pub mod text;
 pub mod verify;
+pub mod window;

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     documents::{
-        AppTarget, Assignment, CloudAddress, Compat, DeviceConfig, Document, Freshness, ImageRef, Layer,
-        Policy, Release, ReleaseKind, ReleaseMode, Role, RoleKeys, Root, RootKey, SPEC, ServiceRelease,
+        AppTarget, Assignment, CloudAddress, Compat, DeviceConfig, Document, DocumentRef, Freshness,
+        HostPayload, ImageRef, Layer, Policy, Release, ReleaseKind, ReleaseMode, Role, RoleKeys, Root,
+        RootKey, SPEC, ServiceRelease,
     },
     envelope::Envelope,
     ids::{AppId, DeviceId, Digest, FleetId, Sha256Hex},
@@ -141,6 +142,26 @@ impl OwnerKeys {
             min_from: None,
             ext: None,
         }
+    }
+
+    /// A host release for the type of [`platform`] whose root file system is `image`, with an index that names nothing real.
+    /// Not signed yet.
+    #[must_use]
+    pub fn host_release(&self, counter: u64, image: &[u8]) -> Release {
+        let index = DocumentRef { sha256: Sha256Hex::of(b"index"), size: Some(5) };
+        let rootfs = HostPayload {
+            size: image.len() as u64,
+            sha256: Sha256Hex::of(image),
+            index: Some(index),
+            verity_root: None,
+        };
+        let mut release = self.release(counter);
+        release.kind = ReleaseKind::Host;
+        release.app_id = None;
+        release.services.clear();
+        release.payloads = BTreeMap::from([("rootfs".parse().expect("a name"), rootfs)]);
+        release.compat.device_types = [platform().device_type].into();
+        release
     }
 
     /// An assignment of these releases' payloads to the device. Not signed yet.

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::document;
-use crate::ids::{AppId, DeviceId, FleetId, Name, Sha256Hex};
+use crate::{
+    ids::{AppId, DeviceId, FleetId, Name, Sha256Hex},
+    window::Window,
+};
 
 /// What one device should run. Its signed bytes are stored and served, never made again for unchanged content;
 /// the ETag of the state route is the SHA-256 of its payload.
@@ -33,10 +36,10 @@ pub struct Assignment {
     pub apps: Vec<AppTarget>,
     /// The operating system to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<DocumentRef>,
+    pub host: Option<HostTarget>,
     /// The agent to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub agent: Option<DocumentRef>,
+    pub agent: Option<HostTarget>,
     /// Variables in the clear.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<AppId, EnvByService>,
@@ -78,6 +81,17 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
+/// The host release (operating system or agent) to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostTarget {
+    /// Payload hash of the Release.
+    pub sha256: Sha256Hex,
+    /// Rises when a person asks to try a parked release again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retry: u64,
+}
+
 /// A document or blob by hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -96,4 +110,7 @@ pub struct DeviceConfig {
     /// Seconds between polls without a long poll; 10 to 86,400. Absent: 60.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub poll_interval_s: Option<u32>,
+    /// When the device may reboot into another operating system; absent: at any time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reboot_window: Option<Window>,
 }

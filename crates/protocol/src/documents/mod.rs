@@ -10,11 +10,16 @@ mod release;
 mod report;
 mod root;
 
-pub use assignment::{AppTarget, Assignment, DeviceConfig, DocumentRef, EnvByService, SealedByService};
+pub use assignment::{
+    AppTarget, Assignment, DeviceConfig, DocumentRef, EnvByService, HostTarget, SealedByService,
+};
 pub use build::BuildRecord;
 pub use freshness::Freshness;
 pub use release::{Compat, HostPayload, ImageRef, Layer, Release, ReleaseKind, ServiceRelease};
-pub use report::{LockState, Progress, Reason, Report, RunningService, ServiceState};
+pub use report::{
+    AgentReport, HostReport, LockState, Progress, Reason, Report, RunningService, ServiceState, SlotReport,
+    SlotState,
+};
 pub use root::{
     AllowPolicy, CloudAddress, EnvMode, Policy, ReleaseMode, Role, RoleKeys, Root, RootKey, TerminalMode,
 };

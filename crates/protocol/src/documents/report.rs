@@ -51,6 +51,12 @@ pub struct Report {
     /// How far downloads and trials are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// The operating system's slots and update; absent where the agent does not manage the operating system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostReport>,
+    /// The agent's own update; absent where it does not update itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentReport>,
     /// The agent's version.
     pub agent_version: String,
     /// The operating system, as os-release's PRETTY_NAME gives it.
@@ -144,11 +150,89 @@ pub struct Reason {
     pub log_tail: Vec<String>,
 }
 
+/// The operating system of a device with two slots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostReport {
+    /// What chooses the slot: `uboot`, `grub`, `tryboot`.
+    pub backend: String,
+    /// The slots, `a` and `b`.
+    pub slots: BTreeMap<String, SlotReport>,
+    /// Payload hash of the release that runs; absent where the factory's runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<Sha256Hex>,
+    /// Version of the operating system that runs.
+    pub version: String,
+    /// Why it is not on its target; absent when it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// How far the update is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// The release that was undone last; not tried again until the target changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<Sha256Hex>,
+}
+
+/// A slot of the operating system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SlotReport {
+    /// How it stands.
+    pub state: SlotState,
+    /// Whether the kernel that runs came from it.
+    #[serde(default)]
+    pub booted: bool,
+    /// Payload hash of what is in it, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<Sha256Hex>,
+    /// Version of what is in it; empty where not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub version: String,
+}
+
+/// How a slot stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlotState {
+    /// The boot state trusts it.
+    Committed,
+    /// Complete and verified; the other one is trusted.
+    Ready,
+    /// Boots on trial.
+    Trial,
+    /// Is being written; cannot boot.
+    Installing,
+    /// Holds nothing that could boot.
+    Empty,
+    /// Was tried and undone.
+    Bad,
+}
+
+/// The agent's own update.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentReport {
+    /// Payload hash of the release that runs; absent where the installed one runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub release: Option<Sha256Hex>,
+    /// Why it is not on its target; absent when it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// How far the update is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// The release that was undone last; not tried again until the target changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<Sha256Hex>,
+}
+
 /// How far an update is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Progress {
-    /// `downloading`, `applying` or `trial`.
+    /// `downloading`, `applying` or `trial`; of the host `os_downloading`, `os_verifying`, `os_waiting`, `os_trial`; of the
+    /// agent `agent_downloading`, `agent_trial`.
     pub stage: String,
     /// Bytes had.
     pub done: u64,

@@ -67,6 +67,12 @@ impl ExpectedRelease {
     pub const fn app(app_id: AppId, sha256: Sha256Hex) -> Self {
         Self { kind: ReleaseKind::App, app_id: Some(app_id), sha256 }
     }
+
+    /// A host release: the operating system's or the agent's.
+    #[must_use]
+    pub const fn host(sha256: Sha256Hex) -> Self {
+        Self { kind: ReleaseKind::Host, app_id: None, sha256 }
+    }
 }
 
 /// Whether the release is to be installed now, or runs already and is judged again (expiry stops new installs, never what runs).
@@ -237,12 +243,21 @@ fn check_install(platform: &Platform, now: u64, found: &Release) -> Result<(), E
     {
         return bad(format!("needs agent {want} or newer, this is {}", platform.agent));
     }
-    match (&compat.min_os, &platform.os) {
-        (None, _) => Ok(()),
-        (Some(want), Some(have)) if !older(have, want) => Ok(()),
-        (Some(want), Some(have)) => bad(format!("needs operating system {want} or newer, this is {have}")),
-        (Some(want), None) => bad(format!("needs operating system {want} or newer, this one has no version")),
+    let of_agent = found.payloads.keys().any(|name| name.as_str() == "agent");
+    if of_agent
+        && let Some(want) = &found.min_from
+        && older(&platform.agent, want)
+    {
+        return bad(format!("updates from agent {want} or newer, this is {}", platform.agent));
     }
+    for want in compat.min_os.iter().chain(found.min_from.iter().filter(|_| !of_agent)) {
+        match &platform.os {
+            Some(have) if !older(have, want) => {}
+            Some(have) => return bad(format!("needs operating system {want} or newer, this is {have}")),
+            None => return bad(format!("needs operating system {want} or newer, this one has no version")),
+        }
+    }
+    Ok(())
 }
 
 /// What came of judging an app's committed releases again.

@@ -27,9 +27,39 @@ pub(super) fn check(release: &Release) -> Result<(), Error> {
             bad("an app release with host payloads".to_owned())
         }
         ReleaseKind::Host if !release.services.is_empty() => bad("a host release with services".to_owned()),
-        ReleaseKind::Host => Ok(()),
+        ReleaseKind::Host => check_payloads(release),
         ReleaseKind::App => check_services(release),
     }
+}
+
+/// The operating system or the agent, never both: each has its own floor, trial and way back.
+fn check_payloads(release: &Release) -> Result<(), Error> {
+    let names: Vec<&str> = release.payloads.keys().map(Name::as_str).collect();
+    match names.as_slice() {
+        ["agent"] if release.compat.arch.len() != 1 => {
+            return bad("an agent release names exactly one architecture in compat.arch".to_owned());
+        }
+        ["agent"] => {}
+        ["rootfs"] | ["boot", "rootfs"] if release.compat.device_types.is_empty() => {
+            return bad("a host release names the device types it was built for".to_owned());
+        }
+        ["rootfs"] | ["boot", "rootfs"] => {}
+        other => {
+            return bad(format!(
+                "host payloads {other:.80?}; there is `agent`, or `rootfs` with or without `boot`"
+            ));
+        }
+    }
+    for (name, payload) in &release.payloads {
+        if payload.size == 0 {
+            return bad(format!("payload {name} is empty"));
+        }
+        let indexed = payload.index.as_ref().is_some_and(|index| index.size.is_some());
+        if name.as_str() != "agent" && !indexed {
+            return bad(format!("payload {name} names no index with its size"));
+        }
+    }
+    Ok(())
 }
 
 fn check_services(release: &Release) -> Result<(), Error> {

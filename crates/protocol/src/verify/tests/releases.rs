@@ -313,22 +313,79 @@ fn when_the_committed_release_is_revoked_the_last_good_one_takes_its_place() {
     assert_eq!(codes, [Code::ReleaseRevoked, Code::ReleaseRollback, Code::ReleaseRollback]);
 }
 
+fn agent_release(keys: &OwnerKeys, counter: u64) -> Release {
+    let mut release = keys.host_release(counter, b"binary");
+    let file = HostPayload { index: None, ..release.payloads.remove("rootfs").unwrap() };
+    release.payloads.insert(name("agent"), file);
+    release.compat.device_types.clear();
+    release.compat.arch = ["amd64".to_owned()].into();
+    release
+}
+
+fn judge_host(keys: &OwnerKeys, platform: &Platform, release: &Release) -> Result<(), Error> {
+    let envelope = sign(release, &[&keys.host]);
+    let expected = ExpectedRelease::host(envelope.payload_sha256());
+    let root = keys.trusted(&keys.root());
+    let now = Purpose::Install { now: NOW };
+    verify::release(&root, &expected, &ReleaseMarks::default(), platform, now, &envelope).map(|_| ())
+}
+
+#[test]
+fn a_host_release_whose_payloads_make_no_whole_is_refused() {
+    let keys = OwnerKeys::fixed();
+    let refused = |edit: &dyn Fn(&mut Release)| {
+        let mut release = keys.host_release(10, b"image");
+        edit(&mut release);
+        code(judge_host(&keys, &platform(), &release))
+    };
+    let rootfs = || keys.host_release(10, b"image").payloads.remove("rootfs").unwrap();
+    let cases = [
+        refused(&|r| r.payloads.clear()),
+        refused(&|r| drop(r.payloads.insert(name("agent"), rootfs()))),
+        refused(&|r| drop(r.payloads.insert(name("firmware"), rootfs()))),
+        refused(&|r| r.payloads.get_mut("rootfs").unwrap().index = None),
+        refused(&|r| r.payloads.get_mut("rootfs").unwrap().index.as_mut().unwrap().size = None),
+        refused(&|r| r.payloads.get_mut("rootfs").unwrap().size = 0),
+        refused(&|r| r.compat.device_types.clear()),
+        refused(&|r| {
+            *r = agent_release(&keys, 10);
+            r.compat.arch.clear();
+        }),
+    ];
+    assert_eq!(cases, [Code::Payload; 8]);
+    let mut with_boot = keys.host_release(10, b"image");
+    with_boot.payloads.insert(name("boot"), rootfs());
+    assert_eq!(judge_host(&keys, &platform(), &with_boot), Ok(()));
+}
+
+#[test]
+fn a_host_release_says_from_which_version_it_updates() {
+    let keys = OwnerKeys::fixed();
+    let version = |text: &str| text.parse::<semver::Version>().unwrap();
+    let with =
+        |os: Option<&str>, agent: &str| Platform { os: os.map(version), agent: version(agent), ..platform() };
+    let mut os = keys.host_release(10, b"image");
+    os.min_from = Some(version("2.0.0"));
+    assert_eq!(judge_host(&keys, &with(Some("2.0.0"), "0.1.0"), &os), Ok(()));
+    for have in [Some("1.9.9"), None] {
+        assert_eq!(code(judge_host(&keys, &with(have, "9.0.0"), &os)), Code::Incompatible, "{have:?}");
+    }
+    let mut agent = agent_release(&keys, 10);
+    agent.min_from = Some(version("2.0.0"));
+    assert_eq!(judge_host(&keys, &with(None, "2.0.0"), &agent), Ok(()));
+    assert_eq!(code(judge_host(&keys, &with(Some("9.0.0"), "1.0.0"), &agent)), Code::Incompatible);
+}
+
 #[test]
 fn a_host_release_is_the_host_roles_and_has_floors_of_its_own() {
     let keys = OwnerKeys::fixed();
-    let payload = || HostPayload { size: 1, sha256: Sha256Hex::of(b"x"), index: None, verity_root: None };
-    let host = |payload_name: &str| {
-        let mut release = keys.release(10);
-        release.kind = ReleaseKind::Host;
-        release.app_id = None;
-        release.services.clear();
-        release.payloads.insert(name(payload_name), payload());
-        release
+    let host = |payload_name: &str| match payload_name {
+        "agent" => agent_release(&keys, 10),
+        _ => keys.host_release(10, b"image"),
     };
     let judge = |root: &Root, release: &Release, key: &SigningKey| {
         let envelope = sign(release, &[key]);
-        let expected =
-            ExpectedRelease { kind: ReleaseKind::Host, app_id: None, sha256: envelope.payload_sha256() };
+        let expected = ExpectedRelease::host(envelope.payload_sha256());
         let now = Purpose::Install { now: NOW };
         verify::release(&keys.trusted(root), &expected, &ReleaseMarks::default(), &platform(), now, &envelope)
     };

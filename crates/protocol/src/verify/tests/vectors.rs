@@ -6,8 +6,8 @@ use std::{fs, path::PathBuf};
 use super::*;
 use crate::{
     documents::{
-        Assignment, BuildRecord, Freshness, LockState, Progress, Reason, Release, Report, Root,
-        RunningService, SPEC, ServiceState,
+        AgentReport, Assignment, BuildRecord, Freshness, HostReport, HostTarget, LockState, Progress, Reason,
+        Release, Report, Root, RunningService, SPEC, ServiceState, SlotReport, SlotState,
     },
     enrol,
     ids::{Digest, Sha256Hex},
@@ -120,7 +120,10 @@ fn the_format_of_documents_is_the_stored_one() {
     assignment.env.insert(keys.app_id, [("worker".parse().unwrap(), env)].into());
     let sealed = [("TOKEN".to_owned(), SEALED.to_owned())].into();
     assignment.sealed.insert(keys.app_id, [("worker".parse().unwrap(), sealed)].into());
+    assignment.host = Some(HostTarget { sha256: Sha256Hex::of(b"host"), retry: 1 });
+    assignment.agent = Some(HostTarget { sha256: Sha256Hex::of(b"agent"), retry: 0 });
     assignment.config.poll_interval_s = Some(300);
+    assignment.config.reboot_window = Some("22:30-04:00".parse().unwrap());
     assignment.not_before = Some(NOW + 60);
     let assignment = is_stored::<Assignment>("assignment.json", &assignment, &[&keys.assign]);
     let mark = verify::AssignmentMark::of(
@@ -184,6 +187,27 @@ fn the_format_of_what_builder_and_device_say_is_the_stored_one() {
             log_tail: vec!["no".to_owned()],
         }),
         progress: Some(Progress { stage: "trial".to_owned(), done: 1, total: 2, trial_ends: Some(NOW) }),
+        host: Some(HostReport {
+            backend: "uboot".to_owned(),
+            slots: [("a", SlotState::Committed), ("b", SlotState::Bad)]
+                .map(|(slot, state)| {
+                    let booted = state == SlotState::Committed;
+                    let release = Some(Sha256Hex::of(slot.as_bytes()));
+                    (slot.to_owned(), SlotReport { state, booted, release, version: "1.0.0".to_owned() })
+                })
+                .into(),
+            release: Some(Sha256Hex::of(b"a")),
+            version: "1.0.0".to_owned(),
+            reason: None,
+            progress: Some(Progress {
+                stage: "os_downloading".to_owned(),
+                done: 1,
+                total: 2,
+                trial_ends: None,
+            }),
+            failed: Some(Sha256Hex::of(b"b")),
+        }),
+        agent: Some(AgentReport { release: Some(Sha256Hex::of(b"agent")), ..AgentReport::default() }),
         agent_version: "0.1.0".to_owned(),
         os_version: "Debian".to_owned(),
         arch: "amd64".to_owned(),
