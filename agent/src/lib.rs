@@ -21,6 +21,7 @@ pub mod engine;
 pub mod identity;
 pub mod images;
 pub mod observe;
+pub mod os;
 pub mod plan;
 pub mod report;
 pub mod settings;
