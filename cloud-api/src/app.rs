@@ -17,6 +17,7 @@ use crate::{
     keys::ServerKeys,
     registry,
     store::{Db, fleets},
+    uploads,
 };
 
 /// The running cloud; cheap to clone.
@@ -50,6 +51,8 @@ pub struct Inner {
     pub git: git::Memory,
     /// Registry tokens and uploads in progress.
     pub registry: registry::Memory,
+    /// Uploads being written to.
+    pub uploads: uploads::Memory,
     /// Set when the cloud is about to stop: streams and long polls end, requests finish.
     pub stopping: CancellationToken,
 }
@@ -79,6 +82,7 @@ pub async fn open(config: Config) -> anyhow::Result<App> {
         builds: build::Queue::default(),
         git: git::Memory::default(),
         registry: registry::Memory::default(),
+        uploads: uploads::Memory::default(),
         stopping: CancellationToken::new(),
         config,
     }))

@@ -14,6 +14,7 @@
 //! | [`build`] | source → images |
 //! | [`registry`] | OCI distribution |
 //! | [`blobs`] | bytes by digest, and their garbage collection |
+//! | [`uploads`] | large blobs in pieces, resumed where they were cut |
 //! | [`releases`] | what was built, signed and may run |
 //! | [`rollouts`] | who gets which release when |
 //! | [`variables`] | variables and secrets |
@@ -52,4 +53,5 @@ pub mod store;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tls;
+pub mod uploads;
 pub mod variables;

@@ -26,6 +26,7 @@ pub mod setup;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
+pub mod uploads;
 pub mod users;
 pub mod variables;
 
@@ -55,4 +56,5 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(variables::router())
         .merge(events::router())
         .merge(builds::router())
+        .merge(uploads::router())
 }

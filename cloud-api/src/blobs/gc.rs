@@ -1,8 +1,9 @@
 //! Garbage collection: removes what no release, tag, manifest or upload of the last day can reach.
 //!
+//! 0. Uploads that nobody continues are forgotten (`uploads/`).
 //! 1. Manifests: kept when a release names them, a tag points at them, they are younger than the grace, a kept index
 //!    lists them, or they refer (`subject`) to a kept one. The others' rows go.
-//! 2. Links: a repository forgets blobs that none of its kept manifests and no release names.
+//! 2. Links: a repository forgets blobs that none of its kept manifests, no release and no upload names.
 //! 3. Blobs: what no repository and no release names goes, one at a time, each behind the [`super::Gate`], its
 //!    conditions asked again in the same transaction that removes its row.
 //! 4. Objects without a row, left by a crash between the two, go once they are older than the grace.
@@ -37,6 +38,7 @@ pub struct GcReport {
 /// # Errors
 /// When database or store do not answer; what was removed until then was garbage.
 pub async fn gc(app: &App) -> anyhow::Result<GcReport> {
+    crate::uploads::expire(app, now()).await?;
     collect(app, now().saturating_sub(GRACE_S)).await
 }
 
@@ -142,7 +144,8 @@ async fn sweep_manifests(app: &App, horizon: i64) -> anyhow::Result<u64> {
     }
     let links: Vec<(String, String)> = sqlx::query_as(
         "SELECT repo, digest FROM repo_blobs r WHERE created_at < $1
-         AND NOT EXISTS (SELECT 1 FROM release_blobs b WHERE b.digest = r.digest)",
+         AND NOT EXISTS (SELECT 1 FROM release_blobs b WHERE b.digest = r.digest)
+         AND NOT EXISTS (SELECT 1 FROM uploads u WHERE u.digest = r.digest AND '@' || u.fleet_id = r.repo)",
     )
     .bind(horizon)
     .fetch_all(&mut *tx)
@@ -203,6 +206,12 @@ async fn sweep_objects(app: &App, horizon: i64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// For tests: everything that exists is old.
+#[cfg(test)]
+pub(crate) async fn collect_all(app: &App) -> GcReport {
+    collect(app, now() + 10).await.unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,11 +222,6 @@ mod tests {
 
     async fn blob(app: &App, repo: &str, bytes: &[u8]) -> Digest {
         blobs::store_bytes(app, repo, bytes).await.unwrap()
-    }
-
-    /// Everything that exists is old.
-    async fn collect_all(app: &App) -> GcReport {
-        collect(app, now() + 10).await.unwrap()
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Bytes by digest: image configs and layers.
+//! Bytes by digest: image configs and layers, and what host releases are made of.
 //!
 //! In: streams, hashed on their way into a temporary file and stored only when the digest is the promised one.
 //! Out: whole blobs or ranges of them. Never here: who may read what (`registry` decides), and deleting anything a
@@ -20,6 +20,8 @@ use crate::app::{App, now};
 mod gc;
 mod spool;
 
+#[cfg(test)]
+pub(crate) use gc::collect_all;
 pub use gc::{GcReport, gc};
 pub use spool::{Gathered, Spool, SpoolError, TempFile};
 
@@ -124,11 +126,26 @@ pub async fn store(app: &App, repo: &str, gathered: Gathered, expected: &Digest)
     if got != *expected {
         return Err(SpoolError::Digest { expected: *expected, got });
     }
+    put(app, repo, file.path(), expected, size).await?;
+    Ok(size)
+}
+
+/// Stores a file whose digest and size were checked, and links it into a repository. The file stays.
+///
+/// # Errors
+/// When disk, store or database fail.
+pub async fn put(
+    app: &App,
+    repo: &str,
+    file: &std::path::Path,
+    digest: &Digest,
+    size: u64,
+) -> Result<(), SpoolError> {
     let _shared = app.blob_gate.0.read().await;
-    if self::size(app, expected).await?.is_none() {
+    if self::size(app, digest).await?.is_none() {
         let mut reader =
-            tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::open(file.path()).await?, 256 << 10);
-        let mut writer = object_store::WriteMultipart::new(app.blobs.put_multipart(&object(expected)).await?);
+            tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::open(file).await?, 256 << 10);
+        let mut writer = object_store::WriteMultipart::new(app.blobs.put_multipart(&object(digest)).await?);
         while let Some(chunk) = reader.try_next().await? {
             writer.wait_for_capacity(4).await?;
             writer.put(chunk);
@@ -139,14 +156,14 @@ pub async fn store(app: &App, repo: &str, gathered: Gathered, expected: &Digest)
     sqlx::query(
         "INSERT INTO blobs (digest, size, created_at) VALUES ($1, $2, $3) ON CONFLICT (digest) DO NOTHING",
     )
-    .bind(expected.to_string())
+    .bind(digest.to_string())
     .bind(size.cast_signed())
     .bind(now().cast_signed())
     .execute(&mut *tx)
     .await?;
-    insert_link(&mut tx, repo, expected).await?;
+    insert_link(&mut tx, repo, digest).await?;
     tx.commit().await?;
-    Ok(size)
+    Ok(())
 }
 
 /// Stores bytes that are already in memory.

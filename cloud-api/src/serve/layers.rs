@@ -26,7 +26,8 @@ pub const MAX_BODY: usize = 1 << 20;
 /// How long a body may stand still.
 const BODY_IDLE: Duration = Duration::from_secs(60);
 
-/// How long a request of `/api/v1` may take until its answer begins. Uploads of builds are bounded by the builder.
+/// How long a request of `/api/v1` may take until its answer begins. Uploads take as long as the line is slow; they are
+/// bounded by their size, and by how long they may stand still.
 const API_TIME: Duration = Duration::from_secs(60);
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -182,7 +183,8 @@ fn holds_token(value: &str) -> bool {
 /// Bounds the time until an answer of `/api/v1` begins.
 async fn in_time(request: Request, next: Next) -> Result<Response> {
     let path = request.uri().path();
-    let bounded = path.starts_with("/api/") && !path.ends_with("/builds");
+    let upload = path.ends_with("/builds") || path.contains("/uploads/");
+    let bounded = path.starts_with("/api/") && !upload;
     if !bounded {
         return Ok(next.run(request).await);
     }

@@ -15,7 +15,10 @@ use sqlx::{
 };
 
 /// Every migration, in order; never edited once released.
-const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "start", include_str!("../../migrations/0001_start.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "start", include_str!("../../migrations/0001_start.sql")),
+    (2, "host", include_str!("../../migrations/0002_host.sql")),
+];
 
 /// The database.
 #[derive(Clone, Debug)]
