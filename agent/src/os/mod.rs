@@ -7,6 +7,7 @@
 //!
 //! A device is one with two slots where its image says so: `/etc/copal/os.json` ([`config`]). Elsewhere this room idles.
 
+pub mod boot;
 pub mod config;
 pub mod disk;
 mod slot;
