@@ -53,6 +53,9 @@ pub struct Places {
     /// How this agent's containers begin; different for each agent that shares an engine.
     #[arg(long, env = "COPAL_NAME_PREFIX", default_value = "copal", global = true, value_parser = prefix)]
     pub name_prefix: String,
+    /// What the operating system's image says of its slots; absent on devices whose system Copal does not update.
+    #[arg(long, env = "COPAL_OS_CONFIG", default_value = crate::os::config::PLACE, global = true, hide = true)]
+    pub os_config: PathBuf,
 }
 
 impl Places {
@@ -61,7 +64,7 @@ impl Places {
     /// # Errors
     /// Where the current folder is not known.
     pub fn make_absolute(&mut self) -> std::io::Result<()> {
-        for folder in [&mut self.state_dir, &mut self.run_dir] {
+        for folder in [&mut self.state_dir, &mut self.run_dir, &mut self.os_config] {
             *folder = std::path::absolute(&*folder)?;
         }
         Ok(())

@@ -178,7 +178,12 @@ impl Device {
     fn set(&mut self, app: AppTarget) {
         self.seq += 1;
         let apps = BTreeMap::from([(app.app_id, app)]);
-        self.targets.send_replace(Some(Arc::new(Target { order: (1, self.seq), apps, may_install: true })));
+        self.targets.send_replace(Some(Arc::new(Target {
+            order: (1, self.seq),
+            apps,
+            may_install: true,
+            ..Target::default()
+        })));
     }
 
     async fn restart(&mut self) {

@@ -9,7 +9,7 @@ use copal_agent::{
     state::{RealFs, StateDir},
 };
 use copal_protocol::{
-    documents::{EnvMode, LockState, ReleaseMode, Root, SPEC, TerminalMode},
+    documents::{EnvMode, HostTarget, LockState, ReleaseMode, Root, SPEC, TerminalMode},
     envelope::Envelope,
     ids::{DeviceId, Sha256Hex},
     seal::{self, SealContext},
@@ -652,4 +652,71 @@ async fn a_lost_identity_is_never_made_anew_by_itself() {
             std::sync::Arc::new(StateDir::open(device.dir.path(), std::sync::Arc::new(RealFs)).unwrap());
         assert!(Identity::open(state, &device.file).is_err());
     }
+}
+
+/// A host release for the devices of these tests.
+fn host_release(cloud: &FakeCloud, device: &Device, counter: u64) -> copal_protocol::documents::Release {
+    let mut release = cloud.keys.host_release(counter, b"image");
+    release.compat.device_types = [device.file.device_type.clone()].into();
+    release
+}
+
+#[tokio::test]
+async fn a_host_target_is_verified_by_its_own_role_and_refused_without_touching_apps() {
+    use copal_agent::target::{HostAim, HostPart};
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let app = cloud.publish(&release(&cloud.keys, 10), &[&cloud.keys.builder]);
+    let assign = |seq, host: Option<Sha256Hex>| {
+        let mut draft = cloud.draft(seq, &[app]);
+        draft.host = host.map(|sha256| HostTarget { sha256, retry: seq });
+        draft.config.reboot_window = Some("01:00-02:00".parse().unwrap());
+        cloud.assign(&draft);
+    };
+    let good = cloud.publish(&host_release(&cloud, &device, 20), &[&cloud.keys.host]);
+    assign(1, Some(good));
+    let aims_at = |hash: Sha256Hex| {
+        move |t: &copal_agent::target::model::Target| {
+            matches!(&t.os, HostAim::Release(r) if r.release.sha256() == hash) && t.reboot_window.is_some()
+        }
+    };
+    agent.target("the host target", aims_at(good)).await;
+    agent.runs(cloud.app(), app).await;
+
+    // Signed by the builder: another role's word. What was accepted before stays the target; the app goes on.
+    let forged = cloud.publish(&host_release(&cloud, &device, 21), &[&cloud.keys.builder]);
+    assign(2, Some(forged));
+    agent.refuses("E_SIG_WRONG_ROLE").await;
+    agent.target("the old host target", aims_at(good)).await;
+    let mut of_agent = host_release(&cloud, &device, 22);
+    let mut file = of_agent.payloads.remove("rootfs").unwrap();
+    file.index = None;
+    of_agent.payloads.insert("agent".parse().unwrap(), file);
+    of_agent.compat.arch = [copal_agent::settings::arch().to_owned()].into();
+    let of_agent = cloud.publish(&of_agent, &[&cloud.keys.host]);
+    assign(3, Some(of_agent));
+    agent.refuses("E_RELEASE_APP").await;
+
+    // A commit raises the floor, and only that.
+    let mut floored = host_release(&cloud, &device, 40);
+    floored.rollback_floor = 35;
+    let floored = cloud.publish(&floored, &[&cloud.keys.host]);
+    assign(4, Some(floored));
+    agent.target("the new host target", aims_at(floored)).await;
+    assert_eq!(agent.store.os_floor(), 0);
+    agent.store.begin_host(HostPart::Os, floored).unwrap();
+    assert_eq!(agent.store.os_floor(), 0);
+    agent.store.commit_host(HostPart::Os, floored).unwrap();
+    assert_eq!(agent.store.os_floor(), 35);
+    assign(5, Some(good));
+    agent.refuses("E_RELEASE_ROLLBACK").await;
+    drop(agent);
+    let agent = device.start();
+    assert_eq!(agent.store.os_floor(), 35, "also after a restart");
+
+    // Named no more: no target.
+    assign(6, None);
+    agent.target("no host target", |t| t.os == HostAim::None).await;
 }

@@ -9,6 +9,7 @@ use crate::{
     clock::{Clock, build_time, system_time},
     cloud::{Address, Cloud, Limits},
     identity::{Identity, Session},
+    os::OsConfig,
     plan::wanted::Context,
     settings::{self, Joined, Places},
     state::{RealFs, StateDir, StateError},
@@ -25,6 +26,8 @@ pub(super) struct Rooms {
     pub state: Arc<StateDir>,
     pub session: Arc<Session>,
     pub store: Arc<Store>,
+    /// The image's word of its slots; absent on a device whose operating system is not Copal's.
+    pub os: Option<OsConfig>,
     device_type: String,
 }
 
@@ -46,19 +49,31 @@ impl Rooms {
             .context("config_invalid: the cloud's address in copal.json cannot be used")?;
         let cloud = Arc::new(Cloud::new(address, clock.clone(), Limits::default()));
         let session = Arc::new(Session::new(cloud, state.clone(), file.clone(), identity));
+        let os = OsConfig::load(&places.os_config).map_err(anyhow::Error::msg)?;
+        if let Some(os) = &os
+            && os.device_type != file.device_type
+        {
+            anyhow::bail!(
+                "{}: the image is for {:?}, copal.json for {:?}: make copal.json for this device type",
+                places.os_config.display(),
+                os.device_type,
+                file.device_type
+            );
+        }
         let platform = copal_protocol::verify::Platform {
             device_type: file.device_type.clone(),
             arch: settings::arch().to_owned(),
             agent: crate::version(),
-            os: None,
+            os: os.as_ref().map(|os| os.version.clone()),
         };
+        let os_floor = os.as_ref().map_or(0, |os| os.floor);
         let store = Arc::new(Store::open(
             state.clone(),
             session.clone(),
-            StoreSettings { platform, oci: settings::platform(), clock: clock.clone() },
+            StoreSettings { platform, oci: settings::platform(), os_floor, clock: clock.clone() },
             (&root, &root_envelope),
         )?);
-        Ok(Self { clock, state, session, store, device_type: file.device_type })
+        Ok(Self { clock, state, session, store, os, device_type: file.device_type })
     }
 
     /// Two agents over one state folder would undo each other.

@@ -78,7 +78,7 @@ fn three(web_image: &str, web: &str) -> AppTarget {
 
 fn target(apps: &[AppTarget], seq: u64) -> Arc<Target> {
     let apps = apps.iter().map(|app| (app.app_id, app.clone())).collect();
-    Arc::new(Target { order: (1, seq), apps, may_install: true })
+    Arc::new(Target { order: (1, seq), apps, may_install: true, ..Target::default() })
 }
 
 /// Images, and what is remembered: durable like the engine, and dying with it.

@@ -8,6 +8,8 @@ use copal_protocol::{
     verify::AssignmentMark,
 };
 
+use super::model::HostPart;
+
 /// What the synchronisation says of itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Condition {
@@ -29,6 +31,8 @@ pub struct Condition {
     pub refused: Option<Reason>,
     /// Why an app's newest target was refused.
     pub refused_apps: BTreeMap<AppId, Reason>,
+    /// Why a host's newest target was refused.
+    pub refused_hosts: BTreeMap<HostPart, Reason>,
     /// The cloud vouched for the newest assignment in this run.
     pub fresh: bool,
     /// Root allows a newer assignment without that.
@@ -41,6 +45,7 @@ impl Condition {
     /// The most telling thing that is wrong with what should run; network troubles are not part of it.
     #[must_use]
     pub fn refusal(&self) -> Option<&Reason> {
-        self.refused.as_ref().or_else(|| self.refused_apps.values().next())
+        let parts = self.refused_apps.values().chain(self.refused_hosts.values());
+        self.refused.iter().chain(parts).next()
     }
 }

@@ -12,5 +12,6 @@ mod stored;
 mod sync;
 
 pub use condition::Condition;
-pub use store::{Resolved, Store, StoreSettings};
+pub use model::{HostAim, HostPart, HostRelease};
+pub use store::{Refused, Resolved, Store, StoreSettings};
 pub use sync::{Channels, Pace, Sync};

@@ -5,18 +5,76 @@ use std::{collections::BTreeMap, sync::Arc};
 use copal_protocol::{
     documents::Release,
     ids::{AppId, Name, Sha256Hex},
-    verify::Verified,
+    verify::{Code, Verified},
+    window::Window,
 };
 
 /// Everything this device should run. Empty apps mean: nothing.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Target {
     /// (assign_epoch, seq) of the assignment it came from.
     pub order: (u64, u64),
     /// The apps.
     pub apps: BTreeMap<AppId, AppTarget>,
+    /// The operating system.
+    pub os: HostAim,
+    /// The agent itself.
+    pub agent: HostAim,
+    /// When the device may reboot into another operating system; absent: at any time.
+    pub reboot_window: Option<Window>,
     /// The cloud vouched for it as newest (or Root allows offline): only then may anything new be installed.
     pub may_install: bool,
+}
+
+/// What should run of the host: of the operating system, or of the agent.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum HostAim {
+    /// Not known, so nothing is begun and nothing given up.
+    #[default]
+    Unknown,
+    /// The cloud names none: what runs goes on.
+    None,
+    /// What was named may not run (revoked, below a floor, signed by nobody today's root knows): what runs goes on, and
+    /// what was begun is given up.
+    Refused(Code),
+    /// This.
+    Release(HostRelease),
+}
+
+/// A verified host release to run.
+#[derive(Debug, Clone)]
+pub struct HostRelease {
+    /// The document.
+    pub release: Arc<Verified<Release>>,
+    /// Rises when a person asks to try again.
+    pub retry: u64,
+}
+
+impl PartialEq for HostRelease {
+    fn eq(&self, other: &Self) -> bool {
+        (self.release.sha256(), self.retry) == (other.release.sha256(), other.retry)
+    }
+}
+
+/// The two parts of a host that have releases of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostPart {
+    /// The operating system.
+    Os,
+    /// The agent.
+    Agent,
+}
+
+impl HostPart {
+    /// As messages spell it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Os => "the operating system",
+            Self::Agent => "the agent",
+        }
+    }
 }
 
 /// The *effective target* of an app: release, variables and secrets together. What is tried, committed, undone and

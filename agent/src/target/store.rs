@@ -12,16 +12,17 @@ use std::{
 use bytes::Bytes;
 use copal_protocol::{
     clock,
-    documents::{Assignment, Root},
+    documents::{Assignment, HostTarget, Root},
     envelope::Envelope,
     ids::{AppId, Sha256Hex},
     verify::{self, AssignmentMark, Code, DeviceIdentity, Error, Platform, Purpose, Verified},
+    window::Window,
 };
 
 use super::{
     judge::{self, Bench},
-    model::{AppTarget, Target},
-    stored::{Accepted, AppRecord, Marks, StoredTarget},
+    model::{AppTarget, HostAim, HostPart, Target},
+    stored::{Accepted, AppRecord, HostRecord, Marks, StoredTarget},
 };
 use crate::{
     clock::Clock,
@@ -38,6 +39,8 @@ pub struct StoreSettings {
     pub platform: Platform,
     /// `linux/arm64`.
     pub oci: String,
+    /// The floor that the operating system's image brings along: it holds where the device's memory was lost.
+    pub os_floor: u64,
     /// Gets its floor from what is stored.
     pub clock: Clock,
 }
@@ -55,6 +58,7 @@ struct Inner {
     marks: Marks,
     accepted: Option<Accepted>,
     apps: BTreeMap<AppId, AppRecord>,
+    hosts: BTreeMap<HostPart, HostRecord>,
     /// What the keys of this run stand for: the ledger is given opened targets and stores sealed ones.
     known: HashMap<Sha256Hex, StoredTarget>,
     /// Files that were lost, for the status.
@@ -72,6 +76,12 @@ pub struct Resolved {
     pub refused: BTreeMap<AppId, Error>,
     /// The refused apps of which nothing ever began here: there is nothing to keep up.
     pub never_begun: BTreeSet<AppId>,
+    /// The operating system's and the agent's.
+    pub hosts: BTreeMap<HostPart, HostAim>,
+    /// Why a host's newest was refused.
+    pub refused_hosts: BTreeMap<HostPart, Error>,
+    /// When the device may reboot.
+    pub reboot_window: Option<Window>,
     /// (assign_epoch, seq) all of this comes from.
     pub order: (u64, u64),
 }
@@ -79,8 +89,34 @@ pub struct Resolved {
 impl Resolved {
     /// As the supervisor takes it.
     #[must_use]
-    pub fn into_target(self, may_install: bool) -> Target {
-        Target { order: self.order, apps: self.apps, may_install }
+    pub fn into_target(mut self, may_install: bool) -> Target {
+        let mut aim = |part| self.hosts.remove(&part).unwrap_or_default();
+        let (os, agent) = (aim(HostPart::Os), aim(HostPart::Agent));
+        Target {
+            order: self.order,
+            apps: self.apps,
+            os,
+            agent,
+            reboot_window: self.reboot_window,
+            may_install,
+        }
+    }
+}
+
+/// What of an assignment was refused, and why.
+#[derive(Debug, Default)]
+pub struct Refused {
+    /// By app.
+    pub apps: BTreeMap<AppId, Error>,
+    /// The operating system's, the agent's.
+    pub hosts: BTreeMap<HostPart, Error>,
+}
+
+impl Refused {
+    /// Whether nothing was.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.apps.is_empty() && self.hosts.is_empty()
     }
 }
 
@@ -116,13 +152,28 @@ impl Store {
                 None => drop(unsure.insert(id)),
             }
         }
+        let mut hosts = BTreeMap::new();
+        for part in [HostPart::Os, HostPart::Agent] {
+            if let Some(record) = or_lost(state.load::<HostRecord>(hosts::file(part)), &mut lost)? {
+                hosts.insert(part, record);
+            }
+        }
         marks.clock_floor = clock::raised_by_root(marks.clock_floor, &root);
         settings.clock.raise(marks.clock_floor);
         let store = Self {
             state,
             session,
             settings,
-            inner: Mutex::new(Inner { root, marks, accepted, apps, known: HashMap::new(), lost, unsure }),
+            inner: Mutex::new(Inner {
+                root,
+                marks,
+                accepted,
+                apps,
+                hosts,
+                known: HashMap::new(),
+                lost,
+                unsure,
+            }),
         };
         store.mend_floors();
         Ok(store)
@@ -143,6 +194,7 @@ impl Store {
                 *marks = marks.committed(&release);
             }
         }
+        self.mend_host_floors(&mut inner);
     }
 
     /// The trusted root.
@@ -190,10 +242,18 @@ impl Store {
         let marks = Marks { assignment: AssignmentMark::of(assignment), ..inner.marks.clone() };
         self.state.save("marks", &marks)?;
         inner.marks = marks;
-        let (resolved, apps) = inner.accepted.take().map(|a| (a.resolved, a.apps)).unwrap_or_default();
+        let (resolved, apps, mut hosts) =
+            inner.accepted.take().map(|a| (a.resolved, a.apps, a.hosts)).unwrap_or_default();
         let text = String::from_utf8_lossy(bytes).into_owned();
         let assigned = assignment.apps.iter().map(|a| a.app_id).collect();
-        let accepted = Accepted { assignment: text, resolved, assigned, apps };
+        // A host that is no longer named has no target any more; one whose newest is refused keeps what it had.
+        let both = [HostPart::Os, HostPart::Agent];
+        let named_hosts: BTreeSet<HostPart> =
+            both.into_iter().filter(|part| hosts::named(assignment, *part).is_some()).collect();
+        hosts.retain(|part, _| named_hosts.contains(part));
+        let reboot_window = assignment.config.reboot_window;
+        let accepted =
+            Accepted { assignment: text, resolved, assigned, apps, named_hosts, hosts, reboot_window };
         let saved = self.state.save("target", &accepted);
         inner.accepted = Some(accepted);
         saved.map(drop)
@@ -229,7 +289,8 @@ impl Store {
             }
             _ => true,
         };
-        assignment.apps.iter().filter(|app| lacks(app.app_id, app.sha256)).map(|app| app.sha256).collect()
+        let apps = assignment.apps.iter().filter(|app| lacks(app.app_id, app.sha256)).map(|app| app.sha256);
+        apps.chain(self.missing_hosts(&inner, assignment)).collect()
     }
 
     /// How strictly a release is judged. What is committed or was begun here goes on under a root that asks for more than
@@ -243,7 +304,7 @@ impl Store {
         }
     }
 
-    /// Judges every app of `assignment`; each is accepted or refused whole, and a refused one keeps what it had.
+    /// Judges every app and host of `assignment`; each is accepted or refused whole, and a refused one keeps what it had.
     /// `fetched` are the releases that were missing, or why they could not be had; only an accepted one is written.
     ///
     /// # Errors
@@ -252,11 +313,11 @@ impl Store {
         &self,
         assignment: &Verified<Assignment>,
         fetched: &BTreeMap<Sha256Hex, Result<Bytes, Error>>,
-    ) -> Result<BTreeMap<AppId, Error>, StateError> {
+    ) -> Result<Refused, StateError> {
         let mut inner = self.lock();
-        let Some(mut accepted) = inner.accepted.clone() else { return Ok(BTreeMap::new()) };
+        let Some(mut accepted) = inner.accepted.clone() else { return Ok(Refused::default()) };
         let mut marks = inner.marks.clone();
-        let mut refused = BTreeMap::new();
+        let mut refused = Refused::default();
         for app in &assignment.apps {
             let had = accepted.apps.get(&app.app_id);
             let stored = StoredTarget {
@@ -288,8 +349,16 @@ impl Store {
                     accepted.apps.insert(app.app_id, stored);
                 }
                 Err(error) => {
-                    refused.insert(app.app_id, error);
+                    refused.apps.insert(app.app_id, error);
                 }
+            }
+        }
+        for part in [HostPart::Os, HostPart::Agent] {
+            let Some(target) = hosts::named(assignment, part) else { continue };
+            if let Err(error) = self.resolve_host(&inner, &mut marks, part, target, fetched)? {
+                refused.hosts.insert(part, error);
+            } else {
+                accepted.hosts.insert(part, target);
             }
         }
         let assigned = accepted.assigned.clone();
@@ -315,6 +384,7 @@ impl Store {
         let wanted: Vec<StoredTarget> = match &inner.accepted {
             Some(accepted) => {
                 resolved.order = accepted.resolved;
+                resolved.reboot_window = accepted.reboot_window;
                 // An app whose every target was refused keeps what it committed.
                 let kept = accepted.assigned.iter().filter(|app| !accepted.apps.contains_key(app));
                 let kept = kept.filter_map(|app| inner.apps.get(app)?.committed.as_ref());
@@ -343,6 +413,7 @@ impl Store {
                 }
             }
         }
+        self.resolved_hosts(&inner, &mut resolved);
         resolved
     }
 
@@ -419,7 +490,8 @@ impl Store {
             .flat_map(|a| a.apps.values())
             .chain(inner.apps.values().flat_map(AppRecord::targets))
             .collect();
-        let releases: BTreeSet<String> = targets.iter().map(|t| release_file(t.release)).collect();
+        let mut releases: BTreeSet<String> = targets.iter().map(|t| release_file(t.release)).collect();
+        releases.extend(hosts::kept(inner).map(release_file));
         for name in self.state.names("release-").unwrap_or_default() {
             if !releases.contains(&name)
                 && let Err(e) = self.state.remove(&name)
@@ -430,6 +502,7 @@ impl Store {
     }
 }
 
+mod hosts;
 mod ledger;
 
 fn parse_root(bytes: &[u8], fleet: copal_protocol::ids::FleetId) -> Result<Verified<Root>, Error> {

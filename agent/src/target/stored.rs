@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use copal_protocol::{
-    documents::{EnvByService, Reason, SealedByService},
+    documents::{EnvByService, HostTarget, Reason, SealedByService},
     ids::{AppId, Sha256Hex},
     verify::{AssignmentMark, ReleaseMarks},
+    window::Window,
 };
 use serde::{Deserialize, Serialize};
+
+use super::model::HostPart;
 
 /// Rollback floors and order marks (file `marks`).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -19,6 +22,8 @@ pub(super) struct Marks {
     pub assignment: AssignmentMark,
     /// By app.
     pub releases: BTreeMap<AppId, ReleaseMarks>,
+    /// By `host/<device_type>` and `agent/<arch>`, as Root's floors are.
+    pub hosts: BTreeMap<String, ReleaseMarks>,
 }
 
 /// An effective target, as stored.
@@ -45,6 +50,25 @@ pub(super) struct Accepted {
     pub assigned: BTreeSet<AppId>,
     /// The newest accepted effective target of each assigned app.
     pub apps: BTreeMap<AppId, StoredTarget>,
+    /// The hosts it names a release for, accepted or not.
+    #[serde(default)]
+    pub named_hosts: BTreeSet<HostPart>,
+    /// The newest accepted host targets.
+    #[serde(default)]
+    pub hosts: BTreeMap<HostPart, HostTarget>,
+    /// When the device may reboot.
+    #[serde(default)]
+    pub reboot_window: Option<Window>,
+}
+
+/// What is remembered of the operating system or the agent (files `host-os` and `host-agent`).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HostRecord {
+    /// The release that proved itself last.
+    pub committed: Option<Sha256Hex>,
+    /// The release that was begun here last: it is not judged anew for what only new installs need.
+    pub begun: Option<Sha256Hex>,
 }
 
 /// What is remembered of an app (file `app-<id>`).

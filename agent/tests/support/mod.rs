@@ -411,8 +411,12 @@ impl Device {
             agent: copal_agent::version(),
             os: None,
         };
-        let settings =
-            StoreSettings { platform, oci: copal_agent::settings::platform(), clock: clock.clone() };
+        let settings = StoreSettings {
+            platform,
+            oci: copal_agent::settings::platform(),
+            os_floor: 0,
+            clock: clock.clone(),
+        };
         let first = serde_json::to_vec(&self.file.root).unwrap();
         let store = Arc::new(Store::open(state, session.clone(), settings, (&self.root, &first)).unwrap());
         let (sync, Channels { targets, condition }) =

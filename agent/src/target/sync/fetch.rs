@@ -12,6 +12,7 @@ use copal_protocol::{
 };
 
 use super::{Stop, Store, Sync};
+use crate::target::model::HostPart;
 use crate::{
     apply::status::reason,
     cloud::{Call, CloudError},
@@ -116,8 +117,25 @@ impl Sync {
         }
         let refused = self.store.resolve(assignment, &fetched)?;
         let whole = refused.is_empty();
+        let hosts: BTreeMap<_, Reason> = refused
+            .hosts
+            .iter()
+            .map(|(part, e)| {
+                let named = match part {
+                    HostPart::Os => assignment.host,
+                    HostPart::Agent => assignment.agent,
+                };
+                if let Some(times) = self.said.failed(&format!("{part:?} {}", e.code), &e.detail) {
+                    tracing::warn!(part = part.as_str(), code = %e.code, detail = e.detail, times, "the new release is refused; what runs goes on");
+                }
+                let message = format!("the release of {}: {}", part.as_str(), e.detail);
+                (*part, Reason { release: named.map(|n| n.sha256), ..reason(e.code.as_str(), message) })
+            })
+            .collect();
+        let first = refused.apps.values().chain(refused.hosts.values()).next().cloned();
         let releases: BTreeMap<_, _> = assignment.apps.iter().map(|a| (a.app_id, a.sha256)).collect();
         let reasons: BTreeMap<_, Reason> = refused
+            .apps
             .iter()
             .map(|(app, e)| {
                 if let Some(times) = self.said.failed(&format!("{app} {}", e.code), &e.detail) {
@@ -129,6 +147,7 @@ impl Sync {
         self.tell(|c| {
             c.refused = None;
             c.refused_apps = reasons;
+            c.refused_hosts = hosts;
         });
         if whole {
             self.settled = Some(assignment.sha256());
@@ -141,11 +160,11 @@ impl Sync {
             }
         }
         self.publish();
-        match (whole, unreachable) {
-            (true, _) => Ok(()),
+        match (first, unreachable) {
+            (None, _) => Ok(()),
             // Not settled: asked for again after the back-off, with the refusals kept in the condition.
-            (false, Some(e)) => Err(e.into()),
-            (false, None) => Err(Stop::Refused(refused.into_values().next().expect("not whole"))),
+            (Some(_), Some(e)) => Err(e.into()),
+            (Some(first), None) => Err(Stop::Refused(first)),
         }
     }
 

@@ -135,6 +135,7 @@ impl Sync {
             offline: None,
             refused: None,
             refused_apps: BTreeMap::new(),
+            refused_hosts: BTreeMap::new(),
             fresh: false,
             offline_allowed: root.policy.allow.offline,
             lost: store.lost(),
@@ -376,7 +377,8 @@ impl Sync {
                     self.not_before = waits;
                     let order = (assignment.assign_epoch, assignment.seq);
                     let resolved = self.store.resolved();
-                    if (resolved.order == order && resolved.refused.is_empty()) || waits.is_some() {
+                    let refused = !resolved.refused.is_empty() || !resolved.refused_hosts.is_empty();
+                    if (resolved.order == order && !refused) || waits.is_some() {
                         self.settled = Some(assignment.sha256());
                     }
                 }
@@ -400,9 +402,18 @@ impl Sync {
         let fresh = self.fresh.is_some_and(|(hash, _)| Some(hash) == self.store.mark().sha256);
         let again: Vec<(_, Reason)> =
             resolved.refused.iter().map(|(app, e)| (*app, reason(e.code.as_str(), &e.detail))).collect();
+        let hosts: Vec<(_, Reason)> = resolved
+            .refused_hosts
+            .iter()
+            .map(|(part, e)| {
+                let message = format!("the release of {}: {}", part.as_str(), e.detail);
+                (*part, reason(e.code.as_str(), message))
+            })
+            .collect();
         self.tell(|c| {
             c.fresh = fresh;
             c.refused_apps.extend(again);
+            c.refused_hosts.extend(hosts);
         });
         let unreadable = resolved.refused.iter().any(|(app, e)| {
             !resolved.apps.contains_key(app)
@@ -420,6 +431,9 @@ impl Sync {
             let same = now.as_ref().is_some_and(|now| {
                 now.order == target.order
                     && now.may_install == target.may_install
+                    && now.os == target.os
+                    && now.agent == target.agent
+                    && now.reboot_window == target.reboot_window
                     && now.apps.keys().eq(target.apps.keys())
                     && now.apps.values().zip(target.apps.values()).all(|(a, b)| a.key() == b.key())
             });
