@@ -16,26 +16,26 @@ packages=systemd,systemd-sysv,udev,dbus,network-manager,podman,linux-image-amd64
 root() {
     local name=$1
     shift
-    [ ! -s "$out/$name.tar" ] || return 0
+    [ ! -s "$out/$name.img" ] && [ ! -d "$out/$name.tree" ] || return 0
     printf 'os-pair: installing the packages of %s\n' "$name" >&2
-    mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" \
+    rm -rf "$out/$name.part"
+    mmdebstrap --quiet --mode=root --format=directory --variant=minbase --include="$packages" \
         --customize-hook='rm -rf "$1"/var/cache/apt/*.bin "$1"/var/lib/apt/lists/* "$1"/var/log/*.log "$1"/var/log/apt' \
         --customize-hook='chroot "$1" dpkg-query -W -f "\${Package} \${Version}\n" > '"$PWD/$out/$name.packages" \
-        bookworm "$out/$name.tar.part" "$@"
-    mv "$out/$name.tar.part" "$out/$name.tar"
+        bookworm "$out/$name.part" "$@"
+    rm -rf "$out/$name.part"/dev/*
+    mv "$out/$name.part" "$out/$name.tree"
 }
 
 image() {
-    local name=$1 tree
+    local name=$1
     [ ! -s "$out/$name.img" ] || return 0
-    tree=$(mktemp -d "$PWD/$out/tree.XXXXXX")
-    tar -xf "$out/$name.tar" -C "$tree" --exclude='./dev/*'
     rm -f "$out/$name.img.part"
     truncate -s 768M "$out/$name.img.part"
     E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH mke2fs -q -t ext4 -L root -m 0 -U 6f1d2c3b-4a59-4e68-8776-95a4b3c2d1e0 \
         -E hash_seed=0b1c2d3e-4f50-4162-8374-95a6b7c8d9ea,lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0 \
-        -d "$tree" "$out/$name.img.part"
-    rm -rf "$tree"
+        -d "$out/$name.tree" "$out/$name.img.part"
+    rm -rf "$out/$name.tree"
     mv "$out/$name.img.part" "$out/$name.img"
 }
 
