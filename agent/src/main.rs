@@ -8,7 +8,7 @@ use copal_agent::{
     commands,
     settings::{Places, SettingsError},
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 /// The Copal supervisor: runs on this device what its fleet's owner signed.
 #[derive(Parser)]
@@ -46,8 +46,12 @@ fn main() -> ExitCode {
         eprintln!("copal-agent: the current folder is not known, so relative folders mean nothing: {error}");
         return ExitCode::FAILURE;
     }
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let (levels, problem) = levels(&std::env::var("RUST_LOG").unwrap_or_default());
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    tracing_subscriber::registry().with(levels).with(lines).init();
+    if let Some(problem) = problem {
+        tracing::warn!("{problem}");
+    }
     match perform(&cli) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -58,6 +62,25 @@ fn main() -> ExitCode {
             } else {
                 ExitCode::FAILURE
             }
+        }
+    }
+}
+
+/// What `RUST_LOG` asks for: a level, or levels by module. Anything else is `info`, and why. The fields of spans are no
+/// filter here: matching them would cost the device a regex engine.
+fn levels(wish: &str) -> (Targets, Option<String>) {
+    let usual = Targets::new().with_default(tracing::Level::INFO);
+    if wish.is_empty() {
+        return (usual, None);
+    }
+    match wish.parse() {
+        Ok(targets) => (targets, None),
+        Err(error) => {
+            let why = format!(
+                "RUST_LOG cannot be read ({error}); logging at info. It takes a level, or levels by module, as in \
+                 info,copal_agent=debug"
+            );
+            (usual, Some(why))
         }
     }
 }
@@ -75,4 +98,30 @@ fn perform(cli: &Cli) -> anyhow::Result<bool> {
         Command::Version => println!("{}", env!("CARGO_PKG_VERSION")),
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::levels;
+
+    #[test]
+    fn levels_are_taken_by_module() {
+        let (targets, problem) = levels("warn,copal_agent=debug");
+        assert_eq!(problem, None);
+        assert!(targets.would_enable("copal_agent::supervisor", &Level::DEBUG));
+        assert!(!targets.would_enable("copal_agent::supervisor", &Level::TRACE));
+        assert!(!targets.would_enable("hyper::client", &Level::INFO));
+    }
+
+    #[test]
+    fn without_a_wish_or_with_a_wrong_one_it_is_info() {
+        let (targets, problem) = levels("");
+        assert!(problem.is_none() && targets.would_enable("anything", &Level::INFO));
+        assert!(!targets.would_enable("anything", &Level::DEBUG));
+        let (targets, problem) = levels("copal_agent=loud");
+        assert!(problem.unwrap().contains("RUST_LOG"));
+        assert!(targets.would_enable("anything", &Level::INFO));
+    }
 }
