@@ -24,22 +24,12 @@ pub(crate) async fn rows() -> Vec<Row> {
     let days = SECONDS as f64 / 86_400.0;
     let written = (device.written_bytes() - written) as f64 / days;
     let cpu = (cpu_seconds(device.pid()) - cpu) / SECONDS as f64 * 100.0;
+    let megabytes = |field| format!("{:.1} MB", status_kib(device.pid(), field) * 1024.0 / 1e6);
     vec![
-        row(
-            "agent idle RSS, three services",
-            format!("{:.1} MB", status_kib(device.pid(), "VmRSS:") * 1024.0 / 1e6),
-            "goal <= 8 MB; best peer 10.6 MB",
-        ),
-        row(
-            "  of it its own memory (anonymous)",
-            format!("{:.1} MB", status_kib(device.pid(), "RssAnon:") * 1024.0 / 1e6),
-            "",
-        ),
-        row("agent idle CPU", format!("{cpu:.3} %"), "best peer 0.1 %"),
-        row(
-            "agent writes to disk per idle day",
-            format!("{written:.0} B"),
-            format!("limit: none when nothing changed (extrapolated from {SECONDS} s)"),
-        ),
+        row("agent idle RSS, three services", megabytes("VmRSS:")).goal("<= 8 MB").peer("10.6 MB"),
+        row("  of it its own memory (anonymous)", megabytes("RssAnon:")),
+        row("agent idle CPU", format!("{cpu:.3} %")).peer("0.1 %"),
+        row(format!("agent writes to disk per idle day (from {SECONDS} s)"), format!("{written:.0} B"))
+            .goal("none when nothing changed"),
     ]
 }
