@@ -74,12 +74,18 @@ stage_browser() {
     tests 'browser' node tests/browser/run.mjs
 }
 
+# The Yocto layer, as far as it can be judged without the other layers; see yocto/README.md for the rest.
+stage_yocto() {
+    check 'set-up: yocto' tests/setup.sh yocto
+    tests 'yocto' tests/yocto/run.sh
+}
+
 stage_demo() {
     check 'demo' env COPAL_DEMO_ONCE=1 tests/demo.sh
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(lint unit e2e browser demo)
+[ ${#stages[@]} -gt 0 ] || stages=(lint unit yocto e2e browser demo)
 check 'set-up: engine' tests/setup.sh engine arm64
 if [ "$failed" != 0 ]; then
     printf '\nwithout an engine most tests mean nothing; stopping here\n'
@@ -87,7 +93,7 @@ if [ "$failed" != 0 ]; then
     exit 1
 fi
 for stage in "${stages[@]}"; do
-    declare -F "stage_$stage" >/dev/null || { echo "no such stage: $stage (lint, build, unit, e2e, browser, demo)" >&2; exit 2; }
+    declare -F "stage_$stage" >/dev/null || { echo "no such stage: $stage (lint, build, unit, yocto, e2e, browser, demo)" >&2; exit 2; }
     "stage_$stage"
 done
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs and starts what the tests and the demo need. Running it again changes nothing.
 #
-#   tests/setup.sh [engine] [lint] [browser] [bench] [arm64]     (no word: engine)
+#   tests/setup.sh [engine] [lint] [yocto] [browser] [bench] [arm64]     (no word: engine)
 #
 #   engine   git, docker.io, iptables, iproute2, busybox-static, skopeo; starts dockerd if no engine answers
 #   lint     shellcheck, cargo-deny
+#   yocto    python3-venv, systemd, e2fsprogs, fdisk, shellcheck; BitBake's parser, oelint-adv and kas in target/yocto-venv
 #   browser  chromium, node, npm
 #   bench    docker-compose, the peer of the update numbers
 #   arm64    emulation of arm64 programs (qemu-user-static, binfmt-support) and the arm64 busybox
@@ -99,6 +100,23 @@ lint() {
     fi
 }
 
+yocto() {
+    local venv wanted
+    venv=$(dirname "$0")/../target/yocto-venv wanted=$(dirname "$0")/yocto/requirements.txt
+    has shellcheck || install_packages shellcheck
+    has systemd-analyze || install_packages systemd
+    has mke2fs || install_packages e2fsprogs
+    has sfdisk || install_packages fdisk
+    cmp -s "$wanted" "$venv/installed.txt" && return
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+    say "installing the layer's tools into target/yocto-venv"
+    rm -rf "$venv"
+    { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$wanted"; } ||
+        die "pip could not install the layer's tools (tests/yocto/requirements.txt)" "look at its messages above"
+    # Last: a set-up that was cut short begins again.
+    cp "$wanted" "$venv/installed.txt"
+}
+
 browser() {
     has chromium || install_packages chromium
     has node || install_packages nodejs
@@ -124,7 +142,7 @@ arm64() {
 WORDS="${*:-engine}"
 for word in $WORDS; do
     case "$word" in
-    engine | lint | browser | bench | arm64) "$word" ;;
-    *) die "no such part: $word (engine, lint, browser, bench, arm64)" ;;
+    engine | lint | yocto | browser | bench | arm64) "$word" ;;
+    *) die "no such part: $word (engine, lint, yocto, browser, bench, arm64)" ;;
     esac
 done

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Stages the units as the recipes install them and lets systemd judge them: unknown settings, missing programs and units.
+# The distribution's own systemd units stand in for the image's; programs are stubs.
+set -uo pipefail
+cd "$(dirname "$0")/../.." || exit
+layer=${1:-yocto/meta-copal}
+root=$(mktemp -d)
+trap 'rm -rf "$root"' EXIT
+units=$root/usr/lib/systemd/system
+mkdir -p "$units" "$root"/{etc/systemd/system,usr/bin,usr/libexec/copal,bin,data,var/lib/copal,var/lib/systemd/timesync}
+
+host=/usr/lib/systemd/system
+[ -e "$host/local-fs-pre.target" ] || host=/lib/systemd/system
+cp -r "$host"/. "$units"/
+cp agent/systemd/* "$units"/
+os=$layer/recipes-copal/copal-os/copal-os
+agent=$layer/recipes-copal/copal-agent/copal-agent
+ours=()
+for file in agent/systemd/* "$os"/*.service "$os"/*.timer "$os"/*.mount "$agent"/*.mount; do
+    name=${file##*/}
+    sed 's|@LIBEXEC@|/usr/libexec/copal|' "$file" >"$units/$name"
+    ours+=("$name")
+done
+for unit in copal-agent copal-prepare; do
+    install -D -m 0644 "$agent/$unit.service.d/10-data.conf" "$units/$unit.service.d/10-data.conf"
+done
+install -D -m 0644 "$os/emergency.conf" "$units/emergency.service.d/10-copal.conf"
+install -D -m 0644 "$layer/dynamic-layers/virtualization-layer/recipes-containers/docker/files/10-data.conf" \
+    "$units/docker.service.d/10-data.conf"
+install -D -m 0644 "$layer/dynamic-layers/balena-common/recipes-containers/balena/files/10-copal.conf" \
+    "$units/balena.service.d/10-copal.conf"
+
+# What other recipes bring.
+printf '[Service]\nExecStart=/usr/bin/dockerd\n' | tee "$units/docker.service" >"$units/balena.service"
+printf '[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n' |
+    tee "$units/var-volatile-lib.service" "$units/systemd-timesyncd.service" >/dev/null
+printf '[Mount]\nWhat=/dev/disk/by-label/data\nWhere=/data\nType=ext4\n' >"$units/data.mount"
+stub() {
+    mkdir -p "$root$(dirname "$1")"
+    printf '#!/bin/sh\n' >"$root$1"
+    chmod +x "$root$1"
+}
+for program in /usr/bin/dockerd /usr/bin/balenad /usr/bin/copal-agent /bin/sh /bin/true; do stub "$program"; done
+# Only the scripts that the recipe installs, by the names under which it installs them.
+for script in $(sed -n 's/^ *for script in \(.*\); do$/\1/p' "$layer"/recipes-copal/copal-os/copal-os_*.bb); do
+    [ -f "$os/$script.sh" ] && stub "/usr/libexec/copal/$script"
+done
+
+# A unit that no recipe installs is never started.
+bad=0
+for name in "${ours[@]}"; do
+    grep -qs "$name" "$layer"/recipes-copal/*/*.bb || { echo "$name is installed by no recipe"; bad=1; }
+done
+said=$(systemd-analyze verify --root="$root" --man=no --recursive-errors=no "${ours[@]}" emergency.service docker.service balena.service 2>&1)
+status=$?
+# The distribution's units are not ours to mend.
+said=$(grep -E "$(IFS='|' && echo "${ours[*]%.*}")|10-copal|10-data|emergency|docker|balena" <<<"$said" | grep -v "man page\|^$")
+[ -z "$said" ] || printf '%s\n' "$said"
+echo "${#ours[@]} units verified"
+[ $bad = 0 ] && [ -z "$said" ] && [ $status = 0 ]
