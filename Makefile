@@ -1,5 +1,5 @@
 # Thin: each target calls a script, which says what it does.
-.PHONY: help demo test bench clean
+.PHONY: help demo test test-os bench clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 20
@@ -9,6 +9,9 @@ demo: ## a cloud and two devices on this machine; pushes three releases, the las
 
 test: ## everything CI runs
 	@tests/run.sh
+
+test-os: ## all tests of operating system updates, the long half included
+	@COPAL_OS_FULL=1 tests/run.sh os
 
 bench: ## numbers, beside a peer or a limit
 	@tests/bench/run.sh

@@ -61,12 +61,20 @@ stage_build() {
     check 'build' cargo build --quiet --locked --workspace
 }
 stage_unit() {
-    tests 'unit' cargo test --quiet --locked --no-fail-fast --workspace --exclude copal-e2e
+    tests 'unit' cargo test --quiet --locked --no-fail-fast --workspace --exclude copal-e2e --exclude copal-os-tests
 }
 stage_e2e() {
     check 'build' cargo build --quiet --locked --workspace
     # Each test starts a cloud and devices of its own; two at a time suit two cores.
     tests 'end to end' cargo test --quiet --locked --no-fail-fast -p copal-e2e -- --test-threads="${COPAL_E2E_THREADS:-2}"
+}
+stage_os() {
+    check 'set-up: os' tests/setup.sh os
+    check 'build' cargo build --quiet --locked --workspace
+    check 'operating system image' images/os/build.sh
+    # One machine at a time: each emulates a processor. The long half runs with COPAL_OS_FULL=1 (`make test-os`).
+    tests 'operating system updates' cargo test --quiet --locked --no-fail-fast -p copal-os-tests -- \
+        --test-threads=1 ${COPAL_OS_FULL:+--include-ignored}
 }
 stage_browser() {
     check 'set-up: browser' tests/setup.sh browser
@@ -85,7 +93,7 @@ stage_demo() {
 }
 
 stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(lint unit yocto e2e browser demo)
+[ ${#stages[@]} -gt 0 ] || stages=(lint unit yocto e2e browser os demo)
 check 'set-up: engine' tests/setup.sh engine arm64
 if [ "$failed" != 0 ]; then
     printf '\nwithout an engine most tests mean nothing; stopping here\n'
@@ -93,7 +101,7 @@ if [ "$failed" != 0 ]; then
     exit 1
 fi
 for stage in "${stages[@]}"; do
-    declare -F "stage_$stage" >/dev/null || { echo "no such stage: $stage (lint, build, unit, yocto, e2e, browser, demo)" >&2; exit 2; }
+    declare -F "stage_$stage" >/dev/null || { echo "no such stage: $stage (lint, build, unit, yocto, e2e, browser, os, demo)" >&2; exit 2; }
     "stage_$stage"
 done
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs and starts what the tests and the demo need. Running it again changes nothing.
 #
-#   tests/setup.sh [engine] [lint] [yocto] [browser] [bench] [arm64]     (no word: engine)
+#   tests/setup.sh [engine] [lint] [yocto] [browser] [bench] [arm64] [os]     (no word: engine)
 #
 #   engine   git, docker.io, iptables, iproute2, busybox-static, skopeo; starts dockerd if no engine answers
 #   lint     shellcheck, cargo-deny
@@ -9,6 +9,8 @@
 #   browser  chromium, node, npm
 #   bench    docker-compose, the peer of the update numbers
 #   arm64    emulation of arm64 programs (qemu-user-static, binfmt-support) and the arm64 busybox
+#   os       the QEMU machine of tests/os: emulator, U-Boot, disk tools, a compiler for static arm64 programs, and the
+#            arm64 packages its image is made of, in target/os/cache
 #
 # A tool that is missing and cannot be installed is an error, with what to do about it.
 set -euo pipefail
@@ -42,10 +44,10 @@ install_packages() {
         "install their like with your distribution's tool, then run this again"
     say "installing ${missing[*]}"
     if [ -z "$updated" ]; then
-        as_root apt-get update -qq || say "apt-get update failed; trying with the lists there are"
+        as_root apt-get -o DPkg::Lock::Timeout=300 update -qq || say "apt-get update failed; trying with the lists there are"
         updated=1
     fi
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
         die "apt-get could not install: ${missing[*]}" "look at its messages above"
 }
 
@@ -139,10 +141,72 @@ arm64() {
             "on the host, run: apt-get install qemu-user-static binfmt-support"
 }
 
+os() {
+    install_packages qemu-system-arm u-boot-qemu u-boot-tools mtools fdisk e2fsprogs kmod zstd
+    os_compiler
+    os_packages
+}
+
+# What makes a static arm64 program here: this machine itself, rustup's target, or the distribution's own toolchain.
+os_compiler() {
+    [ "$(uname -m)" != aarch64 ] || return 0
+    install_packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+    if has rustup && rustup target list --installed 2>/dev/null | grep -qx aarch64-unknown-linux-gnu; then
+        return 0
+    fi
+    [ ! -e /usr/lib/rustlib/aarch64-unknown-linux-gnu ] || [ ! -x /usr/bin/cargo ] || return 0
+    if ! dpkg --print-foreign-architectures | grep -qx arm64; then
+        say "allowing arm64 packages beside $(dpkg --print-architecture) ones (for the compiler's library)"
+        as_root dpkg --add-architecture arm64
+        updated=
+    fi
+    install_packages rustc-web cargo-web libstd-rust-web-dev:arm64
+}
+
+# Unpacked packages of the image: the kernel, busybox, and what makes and mends the data file system.
+os_packages() {
+    local cache private apt package image codename file
+    cache=$(cd "$(dirname "$0")/.." && pwd)/target/os/cache
+    [ ! -e "$cache/complete" ] || return 0
+    rm -rf "$cache"
+    mkdir -p "$cache/debs"
+    # Lists and state of their own: nothing of this machine's apt changes, and no root is needed. Of the sources only
+    # the distribution's: others have no arm64, or are slow to say so.
+    private=$(mktemp -d)
+    mkdir -p "$private/lists/partial" "$private/archives/partial" "$private/sources"
+    : >"$private/status"
+    codename=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*; do
+        [ -f "$file" ] && grep -Eq "^[^#]*[ /]${codename:-stable}([ /-]|\$)" "$file" && cp "$file" "$private/sources/"
+    done
+    apt=(-o Dir::Etc::SourceList=/dev/null -o "Dir::Etc::SourceParts=$private/sources"
+        -o "Dir::State::Lists=$private/lists" -o "Dir::State::status=$private/status" -o "Dir::Cache=$private"
+        -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o Acquire::Languages=none
+        -o Debug::NoLocking=true -o APT::Sandbox::User= -o Acquire::Retries=3)
+    say "fetching the arm64 packages of the test machine's image"
+    apt-get "${apt[@]}" update -qq >/dev/null 2>"$private/errors" || true
+    image=$(apt-cache "${apt[@]}" depends linux-image-cloud-arm64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    [ -n "$image" ] || {
+        cat "$private/errors" >&2
+        die "apt's sources offer no linux-image-cloud-arm64" \
+            "they must be Debian's (12 or later) and reachable; then run this again"
+    }
+    for package in "$image" busybox-static e2fsprogs libext2fs2 libcom-err2 libblkid1 libuuid1 libss2 libc6; do
+        # Some libraries are part of another package in later releases.
+        apt-cache "${apt[@]}" show "$package" >/dev/null 2>&1 || continue
+        (cd "$cache/debs" && apt-get "${apt[@]}" download -qq "$package" >/dev/null) ||
+            die "apt-get could not fetch $package for arm64" "look at its messages above, then run this again"
+    done
+    for package in "$cache"/debs/*.deb; do dpkg-deb -x "$package" "$cache/unpacked"; done
+    rm -rf "$private"
+    ls "$cache/debs" >"$cache/complete"
+    say "in $cache: $(tr '\n' ' ' <"$cache/complete")"
+}
+
 WORDS="${*:-engine}"
 for word in $WORDS; do
     case "$word" in
-    engine | lint | yocto | browser | bench | arm64) "$word" ;;
-    *) die "no such part: $word (engine, lint, yocto, browser, bench, arm64)" ;;
+    engine | lint | yocto | browser | bench | arm64 | os) "$word" ;;
+    *) die "no such part: $word (engine, lint, yocto, browser, bench, arm64, os)" ;;
     esac
 done

@@ -17,24 +17,41 @@ pub struct Cloud {
     child: Option<Child>,
     pub url: String,
     pub token: String,
+    /// What devices and the CLI pin; only with a private CA.
+    pub pin: Option<String>,
     http: reqwest::Client,
 }
 
 impl Cloud {
+    /// Plain HTTP, on loopback.
     pub async fn start() -> Self {
+        Self::start_as(&[]).await
+    }
+
+    /// Under a private CA of its own, with a certificate for 127.0.0.1 and these other names.
+    pub async fn start_private_ca(names: &[&str]) -> Self {
+        Self::start_as(&[&["127.0.0.1"], names].concat()).await
+    }
+
+    async fn start_as(names: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
+        let mut http = crate::http();
+        let mut pin = None;
+        if !names.is_empty() {
+            let mut args = vec!["tls", "init", "--data", path(dir.path())];
+            args.extend(names.iter().flat_map(|name| ["--name", name]));
+            let said = run(&args, "").await;
+            pin = said.lines().map(str::trim).find(|l| l.len() == 44 && l.ends_with('=')).map(str::to_owned);
+            assert!(pin.is_some(), "no pin in: {said}");
+            http = crate::http_under(&std::fs::read(dir.path().join("tls/ca.crt")).unwrap());
+        }
         run(&["admin", "create", "--data", path(dir.path()), "--email", ADMIN, "--password-stdin"], PASSWORD)
             .await;
         let token =
             run(&["token", "create", "--data", path(dir.path()), "--email", ADMIN, "--name", "tests"], "")
                 .await;
-        let mut cloud = Self {
-            dir,
-            child: None,
-            url: String::new(),
-            token: token.trim().to_owned(),
-            http: crate::http(),
-        };
+        let mut cloud =
+            Self { dir, child: None, url: String::new(), token: token.trim().to_owned(), pin, http };
         cloud.spawn("127.0.0.1:0").await;
         cloud
     }
@@ -47,8 +64,10 @@ impl Cloud {
             .append(true)
             .open(self.dir.path().join("cloud.log"))
             .unwrap();
+        let scheme = if self.pin.is_some() { "https" } else { "http" };
         let child = Command::new(binary("copal-cloud"))
             .args(["serve", "--data", path(self.dir.path()), "--listen", listen])
+            .args(self.pin.iter().map(|_| "--tls-private-ca"))
             .env("RUST_LOG", "info")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -65,7 +84,7 @@ impl Cloud {
                 .ok_or_else(|| std::fs::read_to_string(&log).unwrap_or_default())
         })
         .await;
-        self.url = format!("http://{}", address.trim());
+        self.url = format!("{scheme}://{}", address.trim());
     }
 
     /// Ends it as a power cut would.
@@ -78,7 +97,7 @@ impl Cloud {
     /// Starts it again on the same port.
     pub async fn restart(&mut self) {
         self.kill().await;
-        let listen = self.url.trim_start_matches("http://").to_owned();
+        let listen = self.address().to_owned();
         self.spawn(&listen).await;
     }
 
@@ -93,6 +112,11 @@ impl Cloud {
         self.dir = TempDir::new().unwrap();
         run(&["restore", "--data", path(self.dir.path()), "--in", path(file)], "").await;
         self.restart().await;
+    }
+
+    /// Host and port it listens on.
+    pub fn address(&self) -> &str {
+        self.url.split_once("://").unwrap().1
     }
 
     pub fn pid(&self) -> u32 {

@@ -58,10 +58,19 @@ where
 
 /// An HTTP client for loopback.
 pub fn http() -> reqwest::Client {
+    http_trusting([])
+}
+
+/// One that trusts this CA (PEM) alone.
+pub fn http_under(ca: &[u8]) -> reqwest::Client {
+    http_trusting([reqwest::Certificate::from_pem(ca).unwrap()])
+}
+
+fn http_trusting(cas: impl IntoIterator<Item = reqwest::Certificate>) -> reqwest::Client {
     // A second call finds it installed, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
-        .tls_certs_only([])
+        .tls_certs_only(cas)
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .build()

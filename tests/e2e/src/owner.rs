@@ -22,7 +22,9 @@ impl Owner {
     /// Signs in with the cloud's token and makes the owner's keys.
     pub async fn sign_in(cloud: &Cloud) -> Self {
         let owner = Self { home: TempDir::new().unwrap() };
-        owner.ok_with_input(&["login", &cloud.url, "--token-stdin"], &cloud.token).await;
+        let mut args = vec!["login", cloud.url.as_str(), "--token-stdin"];
+        args.extend(cloud.pin.iter().flat_map(|pin| ["--pin", pin.as_str()]));
+        owner.ok_with_input(&args, &cloud.token).await;
         owner.ok(&["keys", "init"]).await;
         owner
     }

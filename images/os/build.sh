@@ -1,0 +1,214 @@
+#!/usr/bin/env bash
+# Builds the development OS: a disk for `qemu-system-aarch64 -M virt`, and images to update it with.
+#
+#   images/os/build.sh                          agent, disk, flash, factory image
+#   images/os/build.sh image NAME VERSION [FAULT…]   one more slot image, target/os/images/NAME.ext4
+#   images/os/build.sh agent|disk               one of the parts
+#
+# FAULT: panic silent unhealthy nokernel noinit nonet hang - what is wrong with it (see fault() below).
+# Everything is made of what `tests/setup.sh os` fetched, without root, loop devices or network, and the same inputs
+# give the same bytes: identifiers, seeds and times are fixed, so two versions share every block they have in common.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+out=$PWD/target/os
+cache=$out/cache/unpacked
+tree=$out/tree
+# Of a slot image; the slot may be larger.
+IMAGE_MIB=96
+EPOCH=1700000000
+DEVICE_TYPE=qemu-arm64
+FACTORY=1.0.0
+# Seconds an image's agent has in a trial; the guard of the image itself waits longer.
+HEALTH_S=${COPAL_OS_HEALTH_S:-60}
+
+say() { printf 'os: %s\n' "$*" >&2; }
+die() {
+    printf 'os: %s\n' "$@" >&2
+    exit 1
+}
+[ -e "$out/cache/complete" ] || die "the packages are missing in target/os/cache" "run: tests/setup.sh os"
+
+# Column $2 (start or size, MiB) of the partition named $1.
+partition() {
+    images/os/layout/table.sh rows uboot | awk -v name="$1" -v column="$([ "$2" = start ] && echo 3 || echo 4)" \
+        '$2 == name { print $column; found = 1 } END { exit !found }' || die "the table uboot has no partition $1"
+}
+
+# The agent, static, for arm64. Whichever compiler this machine has; see tests/setup.sh.
+agent() {
+    local target=aarch64-unknown-linux-gnu cargo=(cargo) dir=$out/cargo
+    local flags="-C target-feature=+crt-static"
+    if [ "$(uname -m)" != aarch64 ]; then
+        export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+        export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc AR_aarch64_unknown_linux_gnu=aarch64-linux-gnu-ar
+        if ! rustup target list --installed 2>/dev/null | grep -qx $target; then
+            # A folder of its own: another compiler's half-built crates would be built again on every change of hands.
+            cargo=(env RUSTC=/usr/bin/rustc /usr/bin/cargo)
+        fi
+    fi
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="$flags" CARGO_TARGET_DIR=$dir \
+        "${cargo[@]}" build --quiet --locked -p copal-agent --profile machine --target $target ||
+        die "the agent for arm64 was not built" "look at the compiler's messages above"
+    # Replaced only when it differs: images are rebuilt when it is newer.
+    cmp -s "$dir/$target/machine/copal-agent" "$out/agent" || cp "$dir/$target/machine/copal-agent" "$out/agent"
+    say "agent: $(stat -c %s "$out/agent") bytes"
+}
+
+# What every image has in common.
+common() {
+    local libs=$cache/lib/aarch64-linux-gnu kernel version name module
+    rm -rf "$tree"
+    mkdir -p "$tree"/{bin,dev,proc,sys,tmp,run,var,data,boot/firmware,lib/modules,lib/aarch64-linux-gnu,etc/copal/health.d,usr/lib,usr/share}
+    ln -s bin "$tree/sbin"
+    cp -a images/os/root/. "$tree/"
+    cp "$cache/bin/busybox" "$tree/bin/busybox"
+    for name in '[' awk basename cat chmod chown cmp cp cut date dd df dirname dmesg du echo env expr false find free \
+        grep gunzip gzip halt head hexdump hostname id init insmod ip kill ln ls lsmod md5sum mkdir mknod mount \
+        mv nc od ping poweroff printf ps pwd readlink reboot rm rmdir sed seq sh sha256sum sleep sort \
+        stat stty sync tail tee test time timeout top touch tr true umount uname uptime vi watchdog wc wget xargs; do
+        ln -s busybox "$tree/bin/$name"
+    done
+    cp "$out/agent" "$tree/bin/copal-agent"
+    # The file system tools are the distribution's, with their libraries.
+    cp "$cache"/sbin/{mke2fs,e2fsck} "$tree/bin/"
+    cp "$cache/etc/mke2fs.conf" "$tree/etc/"
+    cp -L "$cache"/lib/ld-linux-aarch64.so.1 "$tree/lib/"
+    cp -L "$libs"/lib{c,com_err,e2p,ext2fs}.so.[0-9] "$tree/lib/aarch64-linux-gnu/"
+    for name in blkid uuid; do
+        cp -L "$(find "$cache" -name "lib$name.so.1" | head -n 1)" "$tree/lib/aarch64-linux-gnu/"
+    done
+    kernel=$(echo "$cache"/boot/vmlinuz-*)
+    version=${kernel##*/vmlinuz-}
+    cp "$kernel" "$tree/boot/Image"
+    depmod -b "$cache" "$version" 2>/dev/null || true
+    for module in virtio_pci virtio_net virtio_console vfat nls_ascii nls_cp437 softdog; do
+        modprobe -d "$cache" -S "$version" --show-depends "$module" 2>/dev/null | awk '/^insmod/ { print $2 }'
+    done | awk '!seen[$0]++' | while read -r module; do
+        cp "$module" "$tree/lib/modules/"
+        basename "$module" >>"$tree/lib/modules/order"
+    done
+    [ -s "$tree/lib/modules/order" ] || die "no kernel modules were found in $cache/lib/modules/$version"
+    cat >"$tree/lib/copal/settings" <<T
+DISK=/dev/nvme0n1
+BOOT=/dev/nvme0n1p1
+DATA=/dev/nvme0n1p4
+MARK_BLOCK=3072
+STATE_OFFSETS="4194304 8388608"
+TRIAL_S=$((HEALTH_S + 60))
+T
+}
+
+# What distinguishes this version.
+version() {
+    echo "VERSION=$1" >>"$tree/lib/copal/settings"
+    printf 'ID=copal\nNAME="Copal development OS"\nVERSION_ID=%s\n' "$1" >"$tree/usr/lib/os-release"
+    ln -sf ../usr/lib/os-release "$tree/etc/os-release"
+    cat >"$tree/etc/copal/os.json" <<T
+{"backend":"uboot","device_type":"$DEVICE_TYPE","version":"$1","floor":0,"data_schema":1,
+ "disk":"/dev/nvme0n1",
+ "slots":{"a":{"rootfs":"/dev/nvme0n1p2"},"b":{"rootfs":"/dev/nvme0n1p3"}},
+ "state_offsets":[4194304,8388608],
+ "trial_limit":3,"health_timeout_s":$HEALTH_S,"hooks":"/etc/copal/health.d","reboot":["reboot","-f"],"engine":false}
+T
+    # So that versions differ by more than their number: some MiB that no other version has.
+    perl -e '$s = ($s * 31 + ord) % 2147483647 for split //, $ARGV[0]; srand($s); print pack("N*", map { int rand 4294967296 } 1 .. 1_500_000)' \
+        "$1" >"$tree/usr/share/only-in-this-version"
+}
+
+# What is wrong with it.
+fault() {
+    case "$1" in
+    panic) printf '%s\n' 'say "fault: panic"; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger' >>"$tree/etc/copal/fault" ;;
+    silent) printf '%s\n' 'say "fault: the agent never runs"; : >/run/no-agent' >>"$tree/etc/copal/fault" ;;
+    hang) printf '%s\n' 'say "fault: start-up hangs"; while :; do sleep 1000; done' >>"$tree/etc/copal/fault" ;;
+    nonet) printf '%s\n' 'say "fault: no network"; network=no' >>"$tree/etc/copal/fault" ;;
+    unhealthy)
+        printf '#!/bin/sh\necho "the heater does not heat"\nexit 1\n' >"$tree/etc/copal/health.d/50-heater"
+        chmod +x "$tree/etc/copal/health.d/50-heater"
+        ;;
+    nokernel) head -c 200000 /dev/zero >"$tree/boot/Image" ;;
+    noinit) rm "$tree/bin/init" ;;
+    *) die "no such fault: $1" ;;
+    esac
+}
+
+# mke2fs of the tree, with every identifier and time fixed.
+file_system() {
+    local image=$1 size_mib=$2 path
+    rm -f "$image.new"
+    find "$tree" -exec touch -h -d "@$EPOCH" {} +
+    E2FSPROGS_FAKE_TIME=$EPOCH mke2fs -q -t ext4 -L root -m 0 -O ^metadata_csum_seed,^orphan_file -U 6f0c6c1e-5b1f-4b8e-9d0a-c09a10000001 \
+        -E root_owner=0:0,hash_seed=6f0c6c1e-5b1f-4b8e-9d0a-c09a10000002,lazy_itable_init=0,lazy_journal_init=0 \
+        -d "$tree" "$image.new" "${size_mib}M" >/dev/null
+    # Owners and change times came from this machine.
+    {
+        cd "$tree"
+        find . -mindepth 1 | sed 's/^\.//' | while read -r path; do
+            printf 'sif "%s" uid 0\nsif "%s" gid 0\nsif "%s" ctime @%s\nsif "%s" atime @%s\n' "$path" "$path" "$path" $EPOCH "$path" $EPOCH
+        done
+        for path in / /lost+found; do printf 'sif %s ctime @%s\nsif %s atime @%s\n' $path $EPOCH $path $EPOCH; done
+        cd "$OLDPWD"
+    } | E2FSPROGS_FAKE_TIME=$EPOCH debugfs -w -f - "$image.new" >/dev/null 2>&1
+    E2FSPROGS_FAKE_TIME=$EPOCH e2fsck -fn "$image.new" >/dev/null 2>&1 || die "the file system made for $image is damaged"
+    mv "$image.new" "$image"
+}
+
+image() {
+    local name=$1 version=$2 word
+    shift 2
+    mkdir -p "$out/images"
+    common
+    version "$version"
+    for word in "$@"; do fault "$word"; done
+    file_system "$out/images/$name.ext4" "$IMAGE_MIB"
+    say "image $name: version $version ${*:-} ($(du -m "$out/images/$name.ext4" | cut -f1) MiB used)"
+}
+
+# U-Boot in the first flash, its settings in the second: no waiting, and no search for other disks.
+flash() {
+    cp /usr/lib/u-boot/qemu_arm64/u-boot.bin "$out/flash0.img"
+    # A panicked kernel restarts soon, and says little when all is well.
+    { cat images/os/boot/uboot-qemu-arm64.env && echo copal_panic=2; } |
+        sed 's/^copal_args=.*/& quiet/' | mkenvimage -s 0x40000 -o "$out/flash1.img" -
+    truncate -s 64M "$out/flash0.img" "$out/flash1.img"
+}
+
+# The factory's disk: slot A, its boot state, an empty slot B, and a data partition that the first boot makes.
+disk() {
+    local disk=$out/disk.img.new boot_mib boot_start offset state
+    [ -e "$out/images/factory.ext4" ] || image factory "$FACTORY"
+    flash
+    mkimage -A arm64 -T script -C none -n "Copal" -d images/os/boot/boot.cmd "$out/boot.scr" >/dev/null
+    boot_start=$(partition boot start) boot_mib=$(partition boot size)
+    rm -f "$disk"
+    truncate -s "$(images/os/layout/table.sh size uboot)M" "$disk"
+    images/os/layout/table.sh sfdisk uboot | sfdisk -q --no-reread --no-tell-kernel "$disk"
+    mformat -i "$disk@@${boot_start}M" -v BOOT -N c09a1001 -T $((boot_mib * 2048)) -h 64 -s 32 -H $((boot_start * 2048)) ::
+    TZ=UTC mcopy -m -i "$disk@@${boot_start}M" "$out/boot.scr" ::
+    dd if="$out/images/factory.ext4" of="$disk" bs=1M seek="$(partition root-a start)" conv=notrunc,sparse status=none
+    state=$(mktemp)
+    printf '%s\n' copal_gen=1 copal_slot=a copal_trial=0 copal_tries=0 copal_limit=3 copal_arms=0 copal_for=- \
+        copal_canary=0 copal_echo=0 copal_fell=- | mkenvimage -p 0 -s 4096 -o "$state" -
+    for offset in 1024 2048; do dd if="$state" of="$disk" bs=4096 seek=$offset conv=notrunc status=none; done
+    rm -f "$state"
+    printf COPAL-DATA-VIRGIN | dd of="$disk" bs=4096 seek=3072 conv=notrunc status=none
+    mv "$disk" "$out/disk.img"
+    say "disk: target/os/disk.img ($(du -m "$out/disk.img" | cut -f1) MiB used)"
+}
+
+case "${1:-all}" in
+agent) agent ;;
+image)
+    [ $# -ge 3 ] || die "usage: images/os/build.sh image NAME VERSION [FAULT…]"
+    shift
+    image "$@"
+    ;;
+disk) disk ;;
+all)
+    agent
+    image factory "$FACTORY"
+    disk
+    ;;
+*) die "no such part: $1 (agent, image, disk)" ;;
+esac

@@ -1,0 +1,89 @@
+//! The usual beginning: a cloud under a private CA, an owner, a fleet, and a disk provisioned for it.
+
+use std::path::{Path, PathBuf};
+
+use copal_e2e::{cloud::Cloud, eventually, owner::Owner};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{built, disk::Disk, link::Link, machine::Machine};
+
+/// Seconds anything asked of the cloud may take; see [`crate::machine::PATIENCE`].
+pub const PATIENCE_S: u64 = 300;
+/// What the machine's owner calls its fleet and it.
+pub const FLEET: &str = "porch";
+pub const NAME: &str = "qemu-1";
+/// The device type its images are for.
+pub const DEVICE_TYPE: &str = "qemu-arm64";
+
+/// A cloud with a fleet for machines like ours, and one disk that joins it.
+pub struct World {
+    pub link: Link,
+    pub owner: Owner,
+    pub cloud: Cloud,
+    pub dir: TempDir,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        let cloud = Cloud::start_private_ca(&["10.0.2.2"]).await;
+        let link = Link::to(cloud.address()).await;
+        let owner = Owner::sign_in(&cloud).await;
+        owner.ok(&["fleet", "create", FLEET, "--device-type", DEVICE_TYPE, "--arch", "arm64", "--yes"]).await;
+        // Beside the build output: what takes large files there takes these.
+        let dir = tempfile::Builder::new()
+            .prefix("world-")
+            .tempdir_in(built("disk.img").parent().unwrap())
+            .unwrap();
+        Self { link, owner, cloud, dir }
+    }
+
+    /// The factory's disk with a `copal.json` written onto its boot partition.
+    pub async fn disk(&self, name: &str) -> Disk {
+        let disk = Disk::at(&built("disk.img")).copy_to(&self.dir.path().join(format!("{name}.img")));
+        let file = self.dir.path().join(format!("{name}.json"));
+        let url = format!("https://10.0.2.2:{}", self.link.port);
+        let out = file.to_str().unwrap();
+        self.owner.ok(&["device", "config", FLEET, "--name", name, "--out", out, "--cloud-url", &url]).await;
+        disk.put_on_boot(&file, "copal.json");
+        disk
+    }
+
+    /// A provisioned machine, on, enrolled.
+    pub async fn machine(&self) -> Machine {
+        let machine = Machine::on(&self.disk(NAME).await.path);
+        self.online().await;
+        machine
+    }
+
+    /// The cloud's view of the machine.
+    pub async fn device(&self) -> Result<Value, String> {
+        let list = self.cloud.get(&format!("/fleets/{FLEET}/devices")).await;
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        items.into_iter().find(|d| d["name"] == NAME).ok_or_else(|| list.to_string())
+    }
+
+    /// Waits until the cloud's view of the machine is as `probe` wants it.
+    pub async fn until(&self, what: &str, probe: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, PATIENCE_S, || async {
+            let device = self.device().await?;
+            if probe(&device) { Ok(device) } else { Err(device.to_string()) }
+        })
+        .await
+    }
+
+    /// Waits until it has joined and is heard of.
+    pub async fn online(&self) -> Value {
+        self.until("the machine is online", |d| d["online"] == true).await
+    }
+
+    /// A path in this world's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
+
+/// A path as the command line takes it.
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
