@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # Prints the numbers Copal holds itself to, each beside a peer or a limit. Nothing is asserted: machines differ.
 # The peer for an update is the distribution's docker-compose, doing the same change on the same engine in the same run.
+#
+#   tests/bench/run.sh [size] [plan] [poll] [idle] [mend] [update]     (no word: all)
+#
+# Ends with 1 where a measurement could not be made.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tests/setup.sh engine bench
