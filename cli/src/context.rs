@@ -109,7 +109,10 @@ impl Context {
     /// Where it cannot be told, or there is none.
     pub async fn fleet(&self, api: &Api, word: Option<&str>) -> Result<Fleet> {
         let value = match word.or(self.globals.fleet.as_deref()) {
-            Some(slug) => api.get(&format!("show fleet {slug}"), &format!("/fleets/{}", seg(slug))).await?,
+            Some(slug) => {
+                let shown = api.get(&format!("show fleet {slug}"), &format!("/fleets/{}", seg(slug))).await;
+                shown.map_err(|e| e.not_found_next("copal fleet list"))?
+            }
             None => {
                 let mut all = api.some("list the fleets", "/fleets", "", 2).await?;
                 match (all.pop(), all.pop()) {
@@ -212,10 +215,11 @@ impl Context {
     pub async fn device(&self, api: &Api, word: &str) -> Result<Value> {
         let what = format!("find device {word}");
         if word.parse::<copal_protocol::ids::DeviceId>().is_ok() {
-            return api.get(&what, &format!("/devices/{word}")).await;
+            let shown = api.get(&what, &format!("/devices/{word}")).await;
+            return shown.map_err(|e| e.not_found_next("copal device list"));
         }
         let fleets = match &self.globals.fleet {
-            Some(slug) => vec![slug.clone()],
+            Some(slug) => vec![self.fleet(api, Some(slug)).await?.slug],
             None => api.all(&what, "/fleets", "").await?.iter().map(|f| text(f, "slug")).collect(),
         };
         let mut found = Vec::new();
@@ -243,7 +247,8 @@ impl Context {
     pub async fn release(&self, api: &Api, word: &str) -> Result<Value> {
         let what = format!("find release {word}");
         if word.parse::<Sha256Hex>().is_ok() {
-            return api.get(&what, &format!("/releases/{word}")).await;
+            let shown = api.get(&what, &format!("/releases/{word}")).await;
+            return shown.map_err(|e| e.not_found_next("copal release list"));
         }
         let fleet = self.fleet(api, None).await?;
         let releases = api.all(&what, &format!("/fleets/{}/releases", seg(&fleet.slug)), "").await?;
@@ -251,8 +256,11 @@ impl Context {
             let newest = releases.into_iter().max_by_key(|r| r["counter"].as_u64());
             return newest.ok_or_else(|| Failure::not_found(what, "the fleet has no release yet"));
         }
+        // A version is named as its tag is, too.
+        let version = word.strip_prefix('v').filter(|v| v.starts_with(|c: char| c.is_ascii_digit()));
+        let version = version.unwrap_or(word);
         let fits = |release: &Value| {
-            text(release, "version") == word
+            text(release, "version") == version
                 || (word.len() >= 4 && text(release, "id").starts_with(word))
                 || (word.len() >= 7 && text(release, "commit").starts_with(word))
         };

@@ -103,6 +103,15 @@ impl Failure {
         self
     }
 
+    /// Says where to look for what there is, where there was no such thing and nobody said so yet.
+    #[must_use]
+    pub fn not_found_next(mut self, next: &str) -> Self {
+        if self.kind == Kind::NotFound {
+            self.next.get_or_insert_with(|| next.to_owned());
+        }
+        self
+    }
+
     /// Writes it to standard error; as one JSON object where `json` is asked for.
     pub fn print(&self, json: bool) {
         if json {

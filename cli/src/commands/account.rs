@@ -75,8 +75,9 @@ pub(super) async fn tokens(ctx: &Context, command: TokenCommand) -> Result<()> {
             if let Some(seconds) = expires {
                 body["expires_in_s"] = json!(seconds);
             }
-            let made =
-                api.call(&format!("make the token {name}"), Method::POST, "/tokens", Some(&body)).await?;
+            let what = format!("make the token {name}");
+            let made = api.call(&what, Method::POST, "/tokens", Some(&body)).await;
+            let made = made.map_err(|e| e.not_found_next("copal fleet list"))?;
             ctx.out.remark("shown once; keep it safe");
             ctx.out.result(&made, || text(&made, "token"));
         }
@@ -95,13 +96,9 @@ pub(super) async fn tokens(ctx: &Context, command: TokenCommand) -> Result<()> {
             });
         }
         TokenCommand::Revoke { token } => {
-            api.call(
-                &format!("revoke the token {token}"),
-                Method::DELETE,
-                &format!("/tokens/{}", seg(&token)),
-                None,
-            )
-            .await?;
+            let what = format!("revoke the token {token}");
+            let revoked = api.call(&what, Method::DELETE, &format!("/tokens/{}", seg(&token)), None).await;
+            revoked.map_err(|e| e.not_found_next("copal token list"))?;
             ctx.out.result(&json!({ "id": token, "revoked": true }), || format!("revoked {token}"));
         }
     }

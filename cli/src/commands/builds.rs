@@ -4,7 +4,7 @@ use std::{io::Write as _, time::Duration};
 
 use futures_util::StreamExt as _;
 use reqwest::{Method, header};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     args::{BuildCommand, Push},
@@ -42,7 +42,13 @@ pub(super) async fn run(ctx: &Context, command: BuildCommand) -> Result<()> {
             ctx.out.result(&build, || human(&build));
             Ok(())
         }
-        BuildCommand::Log { build } => log(ctx, &api, &build, false).await,
+        BuildCommand::Log { build } if ctx.out.json => {
+            let mut whole = String::new();
+            read_log(&api, &build, false, |lines| whole.push_str(lines)).await?;
+            ctx.out.result(&json!({ "build": build, "log": whole }), String::new);
+            Ok(())
+        }
+        BuildCommand::Log { build } => read_log(&api, &build, false, print).await,
         BuildCommand::Watch { build } => {
             let id = match build {
                 Some(id) => id,
@@ -56,8 +62,9 @@ pub(super) async fn run(ctx: &Context, command: BuildCommand) -> Result<()> {
         }
         BuildCommand::Retry { build, no_watch } => {
             let what = format!("build {build} again");
-            let again =
-                api.call(&what, Method::POST, &format!("/builds/{}/retry", seg(&build)), None).await?;
+            let path = format!("/builds/{}/retry", seg(&build));
+            let again = api.call(&what, Method::POST, &path, None).await;
+            let again = again.map_err(|e| e.not_found_next("copal build list"))?;
             begun(ctx, &api, &again, &build, no_watch).await
         }
     }
@@ -69,7 +76,8 @@ async fn builds(ctx: &Context, api: &Api, which: Option<&str>, limit: usize) -> 
 }
 
 async fn show(api: &Api, id: &str) -> Result<Value> {
-    api.get(&format!("show build {id}"), &format!("/builds/{}", seg(id))).await
+    let shown = api.get(&format!("show build {id}"), &format!("/builds/{}", seg(id))).await;
+    shown.map_err(|e| e.not_found_next("copal build list"))
 }
 
 fn error_of(build: &Value) -> String {
@@ -92,39 +100,43 @@ fn human(build: &Value) -> String {
     ])
 }
 
-/// Prints a log as it comes.
-async fn log(ctx: &Context, api: &Api, id: &str, follow: bool) -> Result<()> {
+fn print(lines: &str) {
+    // A closed pipe (`| head`) is no error.
+    let _ = std::io::stdout().write_all(lines.as_bytes());
+    let _ = std::io::stdout().flush();
+}
+
+/// Gives a log in whole lines as it comes, made harmless for a terminal.
+async fn read_log(api: &Api, id: &str, follow: bool, mut each: impl FnMut(&str)) -> Result<()> {
     let what = format!("read the log of build {id}");
     let query = if follow { "?follow=true" } else { "" };
-    let response =
-        api.send(&what, api.request(Method::GET, &format!("/builds/{}/log{query}", seg(id)))).await?;
+    let request = api.request(Method::GET, &format!("/builds/{}/log{query}", seg(id)));
+    let response = api.send(&what, request).await.map_err(|e| e.not_found_next("copal build list"))?;
     let mut stream = response.bytes_stream();
     let mut pending = Vec::new();
-    // With --json the log is a remark, so that standard output stays one document.
-    let print = |text: &str| {
-        if ctx.out.json {
-            let _ = std::io::stderr().write_all(text.as_bytes());
-        } else {
-            let _ = std::io::stdout().write_all(text.as_bytes());
-            let _ = std::io::stdout().flush();
-        }
-    };
     while let Some(chunk) = stream.next().await {
         pending.extend_from_slice(&chunk.map_err(|e| api.transport(&what, &e))?);
         // Whole lines only, so that no escape sequence or letter is cut in two; a line without end is cut.
         let end = pending.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         let end = if end == 0 && pending.len() > 64 << 10 { pending.len() } else { end };
         let lines: Vec<u8> = pending.drain(..end).collect();
-        print(&safe_lines(&String::from_utf8_lossy(&lines)));
+        each(&safe_lines(&String::from_utf8_lossy(&lines)));
     }
-    print(&safe_lines(&String::from_utf8_lossy(&pending)));
+    each(&safe_lines(&String::from_utf8_lossy(&pending)));
     Ok(())
 }
 
 /// Follows a build to its end, through lost connections.
 async fn watch(ctx: &Context, api: &Api, id: &str) -> Result<()> {
     let what = format!("follow build {id}");
-    if let Err(lost) = log(ctx, api, id, true).await {
+    // The log is for people: programs get the build as one document, and read its log with `copal build log --json`.
+    let silent = ctx.out.json || ctx.out.quiet;
+    let each = |lines: &str| {
+        if !silent {
+            print(lines);
+        }
+    };
+    if let Err(lost) = read_log(api, id, true, each).await {
         if lost.kind != Kind::Network {
             return Err(lost);
         }

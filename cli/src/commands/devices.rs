@@ -4,6 +4,7 @@ use copal_protocol::{config::DeviceFile, documents::SPEC};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
+use super::releases::not_deployable;
 use crate::{
     args::{CardsCommand, DeviceCommand, DeviceConfig, EnrolmentCommand},
     context::Context,
@@ -33,8 +34,9 @@ pub(super) async fn run(ctx: &Context, command: DeviceCommand) -> Result<()> {
         }
         DeviceCommand::Pin { device, release } => {
             let found = ctx.device(&api, &device).await?;
-            let release = release_for(ctx, &api, &found, &release).await?;
-            patch(ctx, &api, &found, "pin", &json!({ "pinned_release": release["id"] })).await
+            let wanted = release_for(ctx, &api, &found, &release).await?;
+            let pinned = patch(ctx, &api, &found, "pin", &json!({ "pinned_release": wanted["id"] })).await;
+            pinned.map_err(|failure| not_deployable(failure, &release))
         }
         DeviceCommand::Unpin { device } => {
             let found = ctx.device(&api, &device).await?;

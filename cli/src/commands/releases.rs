@@ -134,8 +134,14 @@ async fn deploy(ctx: &Context, api: &Api, args: Deploy) -> Result<()> {
         body["tag"] = json!({ key: value });
     }
     let path = format!("/fleets/{}/deploy", seg(&fleet));
-    let answer = api.call(&what, Method::POST, &path, Some(&body)).await?;
+    let answer = api.call(&what, Method::POST, &path, Some(&body)).await;
+    let answer = answer.map_err(|failure| not_deployable(failure, &args.release))?;
     let count = text(&answer, "devices");
+    if let Some(tag) = args.tag.as_deref().filter(|_| count == "0") {
+        // A misspelt tag must not pass for a deployment.
+        return Err(Failure::not_found(what, format!("no device of fleet {fleet} has the tag {tag}"))
+            .next(format!("copal device list {fleet}; copal device tag DEVICE {tag}")));
+    }
     ctx.out.result(&answer, || {
         let verb = if args.dry_run { "would be told" } else { "are told" };
         format!("{count} device(s) {verb} to run {}", short(&release))
@@ -145,6 +151,17 @@ async fn deploy(ctx: &Context, api: &Api, args: Deploy) -> Result<()> {
     }
     let tag = args.tag.as_deref();
     Box::pin(wait(ctx, api, &fleet, &release, &ids, tag, Duration::from_secs(args.timeout))).await
+}
+
+/// Says what to do about a release that cannot be deployed as it stands.
+pub(super) fn not_deployable(failure: Failure, word: &str) -> Failure {
+    let next = match failure.code.as_str() {
+        "release_is_draft" => format!("copal release finalize {word}"),
+        "release_invalidated" => format!("if it is good after all: copal release invalidate {word} --undo"),
+        "awaiting_signature" => format!("copal release sign {word}"),
+        _ => return failure,
+    };
+    failure.next(next)
 }
 
 /// Reasons after which a device does not try by itself any more.

@@ -68,8 +68,12 @@ fn line(device: &Value, now: u64) -> (String, Option<(u64, u64)>) {
     let said = if device["on_target"] == true {
         format!("runs {}", release_word(device))
     } else if stage == "trial" {
-        let left = progress["trial_ends"].as_u64().map_or(0, |ends| ends.saturating_sub(now));
-        format!("on trial, {left} s to go")
+        // Without an end some service is not up yet; past it, the device's word that all went well is on its way.
+        match progress["trial_ends"].as_u64().map(|ends| ends.saturating_sub(now)) {
+            Some(left @ 1..) => format!("on trial, {left} s to go"),
+            Some(0) => "on trial, about to end".to_owned(),
+            None => "on trial, waiting for its services".to_owned(),
+        }
     } else if !stage.is_empty() {
         stage
     } else {
@@ -262,6 +266,10 @@ mod tests {
         assert_eq!(said(loading), ("downloading".to_owned(), Some((5, 10))));
         let trial = json!({ "on_target": false, "progress": { "stage": "trial", "done": 0, "total": 0, "trial_ends": 130 } });
         assert_eq!(said(trial), ("on trial, 30 s to go".to_owned(), None));
+        let waits = json!({ "on_target": false, "progress": { "stage": "trial", "trial_ends": null } });
+        assert_eq!(said(waits).0, "on trial, waiting for its services");
+        let over = json!({ "on_target": false, "progress": { "stage": "trial", "trial_ends": 99 } });
+        assert_eq!(said(over).0, "on trial, about to end");
         let back = json!({ "on_target": false, "reason": { "code": "rolled_back", "message": "web exited \u{1b}[2J" } });
         assert_eq!(said(back).0, "rolled_back: web exited \\u{1b}[2J");
     }

@@ -110,6 +110,7 @@ pub(crate) fn standing(facts: &Facts<'_>) -> Standing {
     }
     if let Some(said) = &facts.said
         && (facts.online || !PASSING.contains(&said.code.as_str()))
+        && !(facts.reported != (epoch, seq) && of_another(said, release))
     {
         return off(said.clone());
     }
@@ -119,8 +120,17 @@ pub(crate) fn standing(facts: &Facts<'_>) -> Standing {
     off(reason("updating", "The device was given the release and has not yet said that it runs it."))
 }
 
+/// Whether a device's word is about how another release fared than the one it was given since. A refusal (`E_…`) may be of
+/// a document it could not read, and names what it runs.
+fn of_another(said: &Reason, release: &str) -> bool {
+    let lasting = !PASSING.contains(&said.code.as_str()) && !said.code.starts_with("E_");
+    lasting && said.release.is_some_and(|of| of.to_string() != release)
+}
+
 #[cfg(test)]
 mod tests {
+    use copal_protocol::ids::Sha256Hex;
+
     use super::*;
 
     fn facts() -> Facts<'static> {
@@ -172,6 +182,18 @@ mod tests {
         assert_eq!(code(&Facts { state: DeviceState::Revoked, clone_suspected: true, ..facts() }), "revoked");
         assert_eq!(code(&Facts { awaiting: Some("1.2.3"), ..facts() }), "awaiting_signature");
         assert_eq!(code(&Facts { assigned: None, committed: None, ..facts() }), "no_release");
+    }
+
+    #[test]
+    fn what_was_said_of_the_release_before_is_not_said_of_the_one_given_since() {
+        let (old, new) = (Sha256Hex::of(b"old"), Sha256Hex::of(b"new").to_string());
+        let said = |code: &str| Some(Reason { release: Some(old), ..reason(code, "") });
+        let given = Facts { assigned: Some((new.as_str(), 1, 8)), ..facts() };
+        assert_eq!(code(&Facts { said: said("rolled_back"), ..given.clone() }), "updating");
+        assert_eq!(code(&Facts { said: said("rolled_back"), online: false, ..given.clone() }), "offline");
+        assert_eq!(code(&Facts { said: said("E_SIG_MISSING"), ..given.clone() }), "E_SIG_MISSING");
+        assert_eq!(code(&Facts { said: said("engine_absent"), ..given.clone() }), "engine_absent");
+        assert_eq!(code(&Facts { said: said("conflict"), reported: (1, 8), ..given }), "conflict");
     }
 
     #[test]

@@ -138,7 +138,7 @@ pub async fn add_signatures(app: &App, caller: &Caller, id: &str, bytes: &[u8]) 
     if offered.payload() != envelope.payload() {
         return Err(Problem::invalid(
             "payload_differs",
-            "The signed bytes are not this release's. Sign what `copal release show --envelope` gives.",
+            "The signed bytes are not this release's. Sign it anew: `copal release sign`.",
         ));
     }
     let mut added = BTreeSet::new();

@@ -85,7 +85,7 @@ pub async fn deploy(app: &App, caller: &Caller, fleet: &FleetRow, deploy: &Deplo
         return Err(Problem::conflict(
             "release_is_draft",
             format!(
-                "Release {} is a draft: deploy it to named devices, or finalise it first with `copal release finalise`.",
+                "Release {} is a draft: deploy it to named devices, or finalise it first with `copal release finalize`.",
                 candidate.release.version
             ),
         ));
