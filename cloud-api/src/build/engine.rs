@@ -279,7 +279,7 @@ fn step(line: &str) -> Option<usize> {
 }
 
 /// A name as the engine shows it: without the registry and folder that go without saying.
-fn familiar(reference: &str) -> &str {
+pub(super) fn familiar(reference: &str) -> &str {
     let path = reference.strip_prefix("docker.io/").unwrap_or(reference);
     path.strip_prefix("library/").unwrap_or(path)
 }

@@ -17,7 +17,7 @@ use super::{
     BuildError, Job, Limits, bases,
     context::{self, MAX_ENTRIES},
     dockerfile,
-    engine::{Call, Engine, advice},
+    engine::{Call, Engine, advice, familiar},
     ignore::Ignore,
     image, platform, scratch_dir, source_file,
 };
@@ -472,18 +472,26 @@ async fn one_pull(
         },
     };
     let id = inspected.id.unwrap_or_default();
-    // The repository's own digest; where the engine does not say it, the config's names the same image.
-    let pinned = inspected
-        .repo_digests
-        .unwrap_or_default()
-        .iter()
-        .find_map(|d| d.split_once('@')?.1.parse::<Digest>().ok());
+    // Where the engine does not say the repository's own digest, the config's names the same image.
+    let pinned = repo_digest(&reference, &inspected.repo_digests.unwrap_or_default());
     let stored = keep(app, engine, scratch, fleet, name, &id, false)
         .await
         .map_err(|error| BuildError::new(format!("service {name}: {reference}: {error}")))?;
     let pinned = pinned.unwrap_or(stored.image.config_digest);
     job.log.say(&format!("  pinned to {pinned}"));
     Ok((stored, pinned))
+}
+
+/// The manifest's digest in the repository it was asked of: an image may have come from several, each with its own.
+fn repo_digest(reference: &str, digests: &[String]) -> Option<Digest> {
+    let name = reference.split('@').next().unwrap_or(reference);
+    let name = match name.rsplit_once(':') {
+        Some((before, tag)) if !tag.contains('/') => before,
+        _ => name,
+    };
+    let all = || digests.iter().filter_map(|d| d.split_once('@'));
+    let own = all().find(|(repo, _)| familiar(repo) == familiar(name)).or_else(|| all().next());
+    own.and_then(|(_, digest)| digest.parse().ok())
 }
 
 /// From the engine into the registry.
@@ -521,6 +529,26 @@ mod tests {
             [size(0), size(999), size(1500), size(2_000_000), size(3_100_000_000)],
             ["0 B", "999 B", "1.5 kB", "2.0 MB", "3.1 GB"]
         );
+    }
+
+    #[test]
+    fn an_image_is_pinned_to_the_digest_of_the_repository_it_was_asked_of() {
+        let digest = |letter: &str| format!("sha256:{}", letter.repeat(64));
+        let held: Vec<String> = [("mirror:5000/redis", "a"), ("redis", "b"), ("site.example/redis", "c")]
+            .map(|(repo, letter)| format!("{repo}@{}", digest(letter)))
+            .into();
+        for (reference, letter) in [
+            ("redis:7", "b"),
+            ("docker.io/library/redis:7", "b"),
+            ("mirror:5000/redis:7", "a"),
+            ("mirror:5000/redis", "a"),
+            ("site.example/redis@sha256:00", "c"),
+            ("elsewhere/redis:7", "a"),
+        ] {
+            let got = repo_digest(reference, &held).map(|d| d.to_string());
+            assert_eq!(got, Some(digest(letter)), "{reference}");
+        }
+        assert_eq!(repo_digest("redis:7", &[]), None);
     }
 
     #[test]
