@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    patience::patiently,
     ports::{ApplyError, Images, ProgressSink},
     shared::{Locked, Shared},
 };
@@ -230,9 +231,10 @@ impl Run<'_> {
             }
             Action::Lock => self.lock()?,
             Action::Stop { id, grace_s } => engine.stop(id, *grace_s).await.map_err(start_failed)?,
-            Action::Remove(id) => engine.remove(id).await.map_err(start_failed)?,
+            Action::Remove(id) => patiently(|| engine.remove(id)).await.map_err(start_failed)?,
             Action::Rename(which, name) => {
-                engine.rename(&self.id(which)?, name).await.map_err(start_failed)?;
+                let id = self.id(which)?;
+                patiently(|| engine.rename(&id, name)).await.map_err(start_failed)?;
             }
             Action::CreateNetwork(full) => self.create_network(full).await?,
             Action::Leave { container, network } => {
@@ -347,7 +349,7 @@ impl Run<'_> {
             Some(_) => None,
         };
         if let Some((code, why)) = wrong {
-            engine.remove(&id).await.map_err(start_failed)?;
+            patiently(|| engine.remove(&id)).await.map_err(start_failed)?;
             return Err(
                 ApplyError::new(code.as_str(), format!("container {full} was not started: {why}")).into()
             );

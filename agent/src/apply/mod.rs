@@ -4,6 +4,7 @@
 pub mod backoff;
 pub mod hush;
 pub mod lane;
+mod patience;
 pub mod ports;
 pub mod shared;
 pub mod status;

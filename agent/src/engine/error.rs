@@ -91,6 +91,19 @@ impl EngineError {
         matches!(self, Self::NotFound { .. })
     }
 
+    /// Whether the engine is in the middle of a change of its own, so that the same call fares otherwise a moment later: the
+    /// container is being removed already, or it ended while it was renamed (its network sandbox is what is not found).
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Conflict { message, .. } => {
+                message.contains("removal of container") && message.contains("already in progress")
+            }
+            Self::NotFound { message, .. } => message.contains("sandbox"),
+            _ => false,
+        }
+    }
+
     /// Takes not-found as success: what should be gone is gone.
     pub(crate) fn gone_is_fine(result: Result<(), Self>) -> Result<(), Self> {
         match result {
@@ -134,5 +147,27 @@ impl EngineError {
             E::DockerStreamError { error } => Self::Refused { what, status: 200, message: tidy(&error) },
             other => Self::Broken { what, detail: tidy(&other.to_string()) },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_engine_is_in_the_middle_of_passes_and_nothing_else_does() {
+        let answered = |status_code: u16, message: &str| {
+            let error =
+                bollard::errors::Error::DockerResponseServerError { status_code, message: message.into() };
+            EngineError::from_client("renaming container 0123", "unix:///engine", error)
+        };
+        assert!(answered(409, "removal of container 0123 is already in progress").is_passing());
+        assert!(answered(404, "sandbox 4567 not found").is_passing());
+        assert!(!answered(404, "No such container: 0123").is_passing());
+        assert!(
+            !answered(409, "Conflict. The container name \"/x\" is already in use by container 4567")
+                .is_passing()
+        );
+        assert!(!answered(500, "sandbox 4567 not found").is_passing());
     }
 }
