@@ -3,7 +3,7 @@
 #
 #   tests/setup.sh [engine] [lint] [yocto] [browser] [bench] [arm64] [os]     (no word: engine)
 #
-#   engine   git, docker.io, iptables, iproute2, busybox-static, skopeo; starts dockerd if no engine answers
+#   engine   git, docker.io, iptables, iproute2, busybox-static, skopeo, docker-registry; starts dockerd if no engine answers
 #   lint     shellcheck, cargo-deny
 #   yocto    python3-venv, systemd, e2fsprogs, fdisk, shellcheck; BitBake's parser, oelint-adv and kas in target/yocto-venv
 #   browser  chromium, node, npm
@@ -57,6 +57,13 @@ engine() {
     has git || install_packages git
     has curl || install_packages curl ca-certificates
     install_packages busybox-static skopeo iproute2
+    if ! has docker-registry; then
+        install_packages docker-registry
+        # Tests start one of their own; the service that comes with the package is not wanted.
+        if has systemctl && [ -d /run/systemd/system ]; then
+            as_root systemctl disable --quiet --now docker-registry || true
+        fi
+    fi
     if ! has docker || ! engine_answers; then
         has dockerd || install_packages docker.io iptables
         has iptables || install_packages iptables

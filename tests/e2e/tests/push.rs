@@ -1,6 +1,7 @@
 //! A push becomes running containers, or is refused with the reason.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use copal_e2e::{
     device::Device,
     engine, eventually,
@@ -168,6 +169,54 @@ async fn the_real_git_client_is_served_in_its_odder_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn push_options_reach_the_build_and_its_release() {
+    let world = World::new(0).await;
+    Services { services: &[("one", STAY, "")] }.write_to(&world.repo);
+    world.repo.push_ok("first").await;
+
+    // With the cache nothing is done anew, with `nocache` everything.
+    world.repo.commit("the same files");
+    let said = text(&world.repo.push_args(&["copal", "HEAD:main"]).await);
+    assert!(said.contains("4 steps, 3 from the cache"), "{said}");
+    world.repo.commit("the same files, anew");
+    let said = text(&world.repo.push_args(&["-o", "nocache", "copal", "HEAD:main"]).await);
+    assert!(said.contains("4 steps, 0 from the cache"), "{said}");
+
+    // `nowait`: the push ends while the build goes on; what becomes of it is told by the build.
+    world.repo.write(
+        "one/Dockerfile",
+        "FROM scratch\nCOPY busybox /bin/busybox\nCOPY run.sh /run.sh\n\
+         RUN [\"/bin/busybox\", \"sleep\", \"6\"]\nCMD [\"/bin/busybox\", \"sh\", \"/run.sh\"]\n",
+    );
+    let commit = world.repo.commit("slow");
+    let options = ["-o", "nowait", "-o", "draft", "-o", "note=made at night", "copal", "HEAD:main"];
+    let output = world.repo.push_args(&options).await;
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    let id = said.split("copal build watch ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let id = id.unwrap_or_else(|| panic!("what to follow it with: {said}"));
+    let build = world.cloud.get(&format!("/builds/{id}")).await;
+    assert!(build["status"] == "queued" || build["status"] == "running", "not waited for: {build}");
+    assert_eq!((build["draft"].as_bool(), build["note"].as_str()), (Some(true), Some("made at night")));
+    let seen = world.owner.ok(&["build", "watch", id]).await;
+    assert!(seen.contains("succeeded"), "{seen}");
+    let release = eventually("the draft is there", 30, || async {
+        let latest = world.latest().await;
+        if latest["commit"] == commit.as_str() { Ok(latest) } else { Err(latest.to_string()) }
+    })
+    .await;
+    assert_eq!(
+        (release["status"].as_str(), release["note"].as_str()),
+        (Some("draft"), Some("made at night"))
+    );
+    eventually("the branch has moved", 30, || async {
+        let head = world.repo.git(&["ls-remote", "copal", "refs/heads/main"]);
+        if head.starts_with(&commit) { Ok(()) } else { Err(head) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn killing_the_client_neither_stops_nor_doubles_the_build() {
     let world = World::new(0).await;
     Services { services: &[("one", STAY, "")] }.write_to(&world.repo);
@@ -234,6 +283,102 @@ async fn an_image_that_no_registry_has_is_refused_until_it_is_loaded_into_the_bu
     world.repo.write("docker-compose.yml", format!("services:\n  app:\n    image: {runs}\n"));
     let output = world.repo.push("by its id").await;
     assert!(!output.status.success(), "{}", text(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_an_outside_registry_is_pinned_to_its_digest_and_comes_from_our_own() {
+    let outside = Outside::start();
+    let reference = format!("{}/tools/app:1", outside.address);
+    let publish = |note: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::copy("/bin/busybox", dir.path().join("busybox")).unwrap();
+        let text = format!(
+            "FROM scratch\nCOPY busybox /bin/busybox\nLABEL note={note}\nSTOPSIGNAL SIGKILL\nCMD [\"/bin/busybox\", \"sleep\", \"100000\"]\n"
+        );
+        std::fs::write(dir.path().join("Dockerfile"), text).unwrap();
+        engine::docker(None, &["build", "-q", "-t", &reference, dir.path().to_str().unwrap()]);
+        engine::docker(None, &["push", "-q", &reference]);
+        let digests = engine::docker(None, &["image", "inspect", "-f", "{{json .RepoDigests}}", &reference]);
+        let id = engine::docker(None, &["image", "inspect", "-f", "{{.Id}}", &reference]);
+        // The builder has to pull it.
+        engine::docker(None, &["rmi", "-f", id.trim()]);
+        let digest = digests.split('@').nth(1).and_then(|d| d.split('"').next()).unwrap().to_owned();
+        (id.trim().to_owned(), digest)
+    };
+    let (first, digest) = publish(&copal_e2e::unique());
+
+    let engine = engine::OwnEngine::start();
+    let mut world = World::new(0).await;
+    let by_digest = format!("{}/tools/app@{digest}", outside.address);
+    let more = "stop_grace_period: 1s\n    labels: {io.copal.update.healthy-after: 2s}";
+    world.repo.write(
+        "docker-compose.yml",
+        format!("services:\n  app:\n    image: {reference}\n    {more}\n  same:\n    image: {by_digest}\n    {more}\n"),
+    );
+    let _gone = [Untag(reference.clone()), Untag(by_digest.clone())];
+    let said = world.repo.push_ok("from outside").await;
+    assert!(said.contains(&format!("[app] pulling {reference}")), "{said}");
+    assert_eq!(said.matches(&format!("pinned to {digest}")).count(), 2, "{said}");
+    let release = world.latest().await;
+    let id = release["id"].as_str().unwrap().to_owned();
+    let record = world.cloud.get(&format!("/releases/{id}/build-record")).await;
+    let payload = BASE64.decode(record["payload"].as_str().unwrap()).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&payload).unwrap();
+    assert_eq!(record["external"][&reference], digest.as_str(), "{record}");
+
+    // The tag moves on outside, then the registry is gone: devices get what was signed, from the cloud's own.
+    let (second, _) = publish(&copal_e2e::unique());
+    assert_ne!(first, second);
+    drop(outside);
+    let proxy = Proxy::on(engine.listen(), &world.cloud.url);
+    world.join_as(Device::beside(&engine), Some(&proxy)).await;
+    world.on_target(&id).await;
+    for service in ["app", "same"] {
+        assert_eq!(world.service(0, service).await["Image"], first.as_str(), "{service}");
+    }
+    assert!(proxy.seen().iter().any(|path| path.starts_with("/v2/porch/app/blobs/")), "{:?}", proxy.seen());
+    world.devices.clear();
+}
+
+/// A registry that is not ours: the distribution's, on loopback, where an engine takes plain HTTP.
+struct Outside {
+    _dir: tempfile::TempDir,
+    child: std::process::Child,
+    address: String,
+}
+
+impl Outside {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Free a moment ago; nobody else is given it so soon.
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {address}}}\n",
+            dir.path().join("data").display()
+        );
+        std::fs::write(dir.path().join("config.yml"), config).unwrap();
+        let child = std::process::Command::new("docker-registry")
+            .arg("serve")
+            .arg(dir.path().join("config.yml"))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("docker-registry is installed (tests/setup.sh engine)");
+        for _ in 0..100 {
+            if std::net::TcpStream::connect(&address).is_ok() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        Self { _dir: dir, child, address }
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 struct Untag(String);

@@ -23,33 +23,74 @@ use serde_json::{Value, json};
 const SHORT: &str = "labels: {io.copal.update.healthy-after: 2s}\nstop_grace_period: 1s";
 
 /// A fleet whose one device sees the cloud through a proxy, on a committed release.
-async fn behind_proxy() -> (World, Proxy, String, Value) {
-    let mut world = World::new(0).await;
-    let proxy = Proxy::start(&world.cloud.url);
-    world.join(Some(&proxy)).await;
-    Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
-    let release = world.push_and_settle("works").await;
-    let container = world.service(0, "app").await;
-    (world, proxy, release, container)
+struct Tapped {
+    world: World,
+    proxy: Proxy,
+    container: Value,
+}
+
+impl Tapped {
+    async fn new() -> Self {
+        let mut world = World::new(0).await;
+        let proxy = Proxy::start(&world.cloud.url);
+        world.join(Some(&proxy)).await;
+        Self::settled(world, proxy).await
+    }
+
+    /// The same beside an engine that has none of the images the builder made: all has to come from the registry.
+    async fn beside(engine: &engine::OwnEngine) -> Self {
+        let mut world = World::new(0).await;
+        let proxy = Proxy::on(engine.listen(), &world.cloud.url);
+        world.join_as(Device::beside(engine), Some(&proxy)).await;
+        Self::settled(world, proxy).await
+    }
+
+    async fn settled(world: World, proxy: Proxy) -> Self {
+        Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
+        world.push_and_settle("works").await;
+        let container = world.service(0, "app").await;
+        Self { world, proxy, container }
+    }
+
+    /// Pushes a change while the proxy plays its part; the device must refuse with this code, and what ran goes on. Then
+    /// the proxy turns honest, and the device takes the release by itself.
+    async fn refuses(&mut self, code: &str, part: impl Part) {
+        let Self { world, proxy, .. } = self;
+        proxy.rewrite(move |path, body| part.answer(path, body));
+        let script = format!("#!/bin/busybox sh\necho {code} {}\n{STAY}\n", copal_e2e::unique());
+        world.repo.write("app/run.sh", script);
+        world.repo.push_ok(code).await;
+        world.reason(0, code).await;
+        still_runs(world, &self.container).await;
+        proxy.honest();
+        let id = world.latest().await["id"].as_str().unwrap().to_owned();
+        world.on_target(&id).await;
+        self.container = world.service(0, "app").await;
+    }
+
+    /// The same, where it is the release's document that is changed.
+    async fn refuses_release(
+        &mut self,
+        code: &str,
+        change: impl Fn(&[u8]) -> Option<Answer> + Send + Sync + 'static,
+    ) {
+        let part = move |path: &str, body: &[u8]| {
+            path.starts_with("/device/v1/releases/").then(|| change(body)).flatten()
+        };
+        self.refuses(code, part).await;
+    }
+
+    /// A key of the cloud's own.
+    fn assign_key(&self) -> SigningKey {
+        let file = self.world.cloud.dir.path().join("keys/assign.key");
+        let mut seed = [0; 32];
+        hex::decode_to_slice(std::fs::read_to_string(file).unwrap().trim(), &mut seed).unwrap();
+        SigningKey::from_seed(&seed)
+    }
 }
 
 async fn still_runs(world: &World, container: &Value) {
     assert_eq!(world.service(0, "app").await["Id"], container["Id"], "what ran goes on");
-}
-
-/// Pushes a change while the proxy plays its part; the device must refuse with this code. Then the proxy turns
-/// honest, and the device takes the release by itself.
-async fn refused_then_taken(world: &World, proxy: &Proxy, container: &Value, code: &str, part: impl Part) {
-    proxy.rewrite(move |path, body| part.answer(path, body));
-    world
-        .repo
-        .write("app/run.sh", format!("#!/bin/busybox sh\necho {code} {}\n{STAY}\n", copal_e2e::unique()));
-    world.repo.push_ok(code).await;
-    world.reason(0, code).await;
-    still_runs(world, container).await;
-    proxy.honest();
-    let id = world.latest().await["id"].as_str().unwrap().to_owned();
-    world.on_target(&id).await;
 }
 
 trait Part: Send + Sync + 'static {
@@ -62,10 +103,6 @@ impl<F: Fn(&str, &[u8]) -> Option<Answer> + Send + Sync + 'static> Part for F {
     }
 }
 
-fn is_release(path: &str) -> bool {
-    path.starts_with("/device/v1/releases/")
-}
-
 /// The envelope as loose JSON, for tampering.
 fn tamper(body: &[u8], change: impl Fn(&mut Value)) -> Option<Answer> {
     let mut envelope: Value = serde_json::from_slice(body).ok()?;
@@ -73,81 +110,48 @@ fn tamper(body: &[u8], change: impl Fn(&mut Value)) -> Option<Answer> {
     Some(Answer::Body(envelope.to_string().into_bytes()))
 }
 
+/// The same payload, signed by this key alone.
+fn signed_by(body: &[u8], key: &SigningKey) -> Option<Answer> {
+    let payload = Envelope::parse::<Release>(body).ok()?.payload().to_vec();
+    let mut forged = Envelope::unsigned::<Release>(payload);
+    forged.add_signature(key);
+    Some(Answer::Body(forged.to_bytes()))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tampered_release_is_refused_with_its_code_and_what_ran_goes_on() {
-    let (world, proxy, _, container) = behind_proxy().await;
-
-    refused_then_taken(&world, &proxy, &container, "E_SIG_INVALID", |path: &str, body: &[u8]| {
-        is_release(path).then(|| {
-            tamper(body, |e| {
-                let mut sig = BASE64.decode(e["signatures"][0]["sig"].as_str().unwrap()).unwrap();
-                sig[10] ^= 1;
-                e["signatures"][0]["sig"] = Value::String(BASE64.encode(sig));
-            })
-        })?
-    })
-    .await;
-    let container = world.service(0, "app").await;
-
-    refused_then_taken(&world, &proxy, &container, "E_SIG_MISSING", |path: &str, body: &[u8]| {
-        is_release(path).then(|| tamper(body, |e| e["signatures"] = Value::Array(Vec::new())))?
-    })
-    .await;
-    let container = world.service(0, "app").await;
-
+    let mut tapped = Tapped::new().await;
+    let flipped = |body: &[u8]| {
+        tamper(body, |e| {
+            let mut sig = BASE64.decode(e["signatures"][0]["sig"].as_str().unwrap()).unwrap();
+            sig[10] ^= 1;
+            e["signatures"][0]["sig"] = Value::String(BASE64.encode(sig));
+        })
+    };
+    tapped.refuses_release("E_SIG_INVALID", flipped).await;
+    let unsigned = |body: &[u8]| tamper(body, |e| e["signatures"] = Value::Array(Vec::new()));
+    tapped.refuses_release("E_SIG_MISSING", unsigned).await;
     let stranger = SigningKey::from_seed(&[7; 32]);
-    refused_then_taken(&world, &proxy, &container, "E_SIG_UNKNOWN_KEY", move |path: &str, body: &[u8]| {
-        if !is_release(path) {
-            return None;
-        }
-        let payload = Envelope::parse::<Release>(body).ok()?.payload().to_vec();
-        let mut forged = Envelope::unsigned::<Release>(payload);
-        forged.add_signature(&stranger);
-        Some(Answer::Body(forged.to_bytes()))
-    })
-    .await;
-    let container = world.service(0, "app").await;
-
+    tapped.refuses_release("E_SIG_UNKNOWN_KEY", move |body| signed_by(body, &stranger)).await;
     // Signed by a key the root knows, for something else: the cloud's online key.
-    let assign = world.cloud.dir.path().join("keys/assign.key");
-    let mut seed = [0; 32];
-    hex::decode_to_slice(std::fs::read_to_string(assign).unwrap().trim(), &mut seed).unwrap();
-    let assign = SigningKey::from_seed(&seed);
-    refused_then_taken(&world, &proxy, &container, "E_SIG_WRONG_ROLE", move |path: &str, body: &[u8]| {
-        if !is_release(path) {
-            return None;
-        }
-        let payload = Envelope::parse::<Release>(body).ok()?.payload().to_vec();
-        let mut forged = Envelope::unsigned::<Release>(payload);
-        forged.add_signature(&assign);
-        Some(Answer::Body(forged.to_bytes()))
-    })
-    .await;
-    let container = world.service(0, "app").await;
-
-    refused_then_taken(&world, &proxy, &container, "E_RELEASE_HASH", |path: &str, body: &[u8]| {
-        is_release(path).then(|| {
-            tamper(body, |e| {
-                let mut payload = BASE64.decode(e["payload"].as_str().unwrap()).unwrap();
-                let last = payload.len() - 1;
-                payload[last] = b' ';
-                payload.push(b'}');
-                e["payload"] = Value::String(BASE64.encode(payload));
-            })
-        })?
-    })
-    .await;
-    let container = world.service(0, "app").await;
-
-    refused_then_taken(&world, &proxy, &container, "E_TOO_LARGE", |path: &str, _: &[u8]| {
-        is_release(path).then_some(Answer::Endless(100 << 20))
-    })
-    .await;
+    let assign = tapped.assign_key();
+    tapped.refuses_release("E_SIG_WRONG_ROLE", move |body| signed_by(body, &assign)).await;
+    let another = |body: &[u8]| {
+        tamper(body, |e| {
+            let mut payload = BASE64.decode(e["payload"].as_str().unwrap()).unwrap();
+            let last = payload.len() - 1;
+            payload[last] = b' ';
+            payload.push(b'}');
+            e["payload"] = Value::String(BASE64.encode(payload));
+        })
+    };
+    tapped.refuses_release("E_RELEASE_HASH", another).await;
+    tapped.refuses_release("E_TOO_LARGE", |_: &[u8]| Some(Answer::Endless(100 << 20))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_assignment_replayed_or_meant_for_another_is_refused() {
-    let (mut world, proxy, _, _) = behind_proxy().await;
+    let Tapped { mut world, proxy, .. } = Tapped::new().await;
 
     // Keep what this device was served, and serve it again after the next release.
     let kept: Arc<Mutex<Vec<u8>>> = Arc::default();
@@ -213,23 +217,20 @@ async fn an_assignment_replayed_or_meant_for_another_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_assignment_with_a_key_twice_or_a_torn_envelope_is_refused() {
-    let (world, proxy, _, container) = behind_proxy().await;
-    refused_then_taken(&world, &proxy, &container, "E_ENVELOPE", |path: &str, body: &[u8]| {
-        (path == "/device/v1/state" && !body.is_empty()).then(|| {
+    let mut tapped = Tapped::new().await;
+    let is_state = |path: &str, body: &[u8]| path == "/device/v1/state" && !body.is_empty();
+    let torn = move |path: &str, body: &[u8]| {
+        is_state(path, body).then(|| {
             let text = String::from_utf8_lossy(body).replacen('{', "{\"payload\":\"\",", 1);
             Answer::Body(text.into_bytes())
         })
-    })
-    .await;
-    let container = world.service(0, "app").await;
+    };
+    tapped.refuses("E_ENVELOPE", torn).await;
 
     // Signed by the right key, with one key twice: two readers could read two documents.
-    let assign = world.cloud.dir.path().join("keys/assign.key");
-    let mut seed = [0; 32];
-    hex::decode_to_slice(std::fs::read_to_string(assign).unwrap().trim(), &mut seed).unwrap();
-    let assign = SigningKey::from_seed(&seed);
-    refused_then_taken(&world, &proxy, &container, "E_DUP_KEY", move |path: &str, body: &[u8]| {
-        if path != "/device/v1/state" || body.is_empty() {
+    let assign = tapped.assign_key();
+    let twice = move |path: &str, body: &[u8]| {
+        if !is_state(path, body) {
             return None;
         }
         let payload = Envelope::parse::<Assignment>(body).ok()?.payload().to_vec();
@@ -237,20 +238,14 @@ async fn an_assignment_with_a_key_twice_or_a_torn_envelope_is_refused() {
         let mut forged = Envelope::unsigned::<Assignment>(text.into_bytes());
         forged.add_signature(&assign);
         Some(Answer::Body(forged.to_bytes()))
-    })
-    .await;
+    };
+    tapped.refuses("E_DUP_KEY", twice).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_serves_another_layer_or_config_is_refused() {
-    // An engine that has none of the images the builder made: everything has to come from the registry.
+async fn a_registry_that_serves_another_layer_or_config_is_refused_and_its_manifest_is_not_asked_for() {
     let engine = engine::OwnEngine::start();
-    let mut world = World::new(0).await;
-    let proxy = Proxy::on(engine.listen(), &world.cloud.url);
-    world.join_as(Device::beside(&engine), Some(&proxy)).await;
-    Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
-    world.push_and_settle("works").await;
-    let mut container = world.service(0, "app").await;
+    let mut tapped = Tapped::beside(&engine).await;
     for what in ["layer", "config"] {
         let part = move |path: &str, body: &[u8]| {
             let blob = path.starts_with("/v2/") && path.contains("/blobs/");
@@ -262,10 +257,24 @@ async fn a_registry_that_serves_another_layer_or_config_is_refused() {
                 Answer::Body(other)
             })
         };
-        refused_then_taken(&world, &proxy, &container, "E_PULL_VERIFY", part).await;
-        container = world.service(0, "app").await;
+        tapped.refuses("E_PULL_VERIFY", part).await;
     }
-    world.devices.clear();
+    // The manifest is made on the device from the signed release: whatever the registry has there, nobody believes it.
+    let Tapped { world, proxy, .. } = &mut tapped;
+    proxy.rewrite(|path, body| {
+        let manifest = path.starts_with("/v2/") && path.contains("/manifests/");
+        manifest.then(|| tamper(body, |m| m["layers"] = json!([]))).flatten()
+    });
+    world
+        .repo
+        .write("app/run.sh", format!("#!/bin/busybox sh\necho manifest {}\n{STAY}\n", copal_e2e::unique()));
+    let release = world.push_and_settle("a registry with another manifest").await;
+    let signed = world.cloud.get(&format!("/releases/{release}")).await;
+    let runs = world.service(0, "app").await["Image"].clone();
+    let images = signed["services"]["app"]["images"].as_object().unwrap();
+    assert!(images.values().any(|image| image["config_digest"] == runs), "{runs} of {images:?}");
+    assert!(proxy.seen().iter().all(|path| !path.contains("/manifests/")), "{:?}", proxy.seen());
+    tapped.world.devices.clear();
 }
 
 #[tokio::test(flavor = "multi_thread")]
