@@ -96,7 +96,12 @@ pub(crate) const SERVICE: Section = Section {
         ("pid", Yes("`host` (policy), `service:<name>`")),
         ("ipc", Yes("`host` (policy), `private`, `shareable`, `service:<name>`")),
         ("labels", Yes("`io.copal.update.*` steer updates, see below")),
-        ("logging", Yes("driver and options")),
+        (
+            "logging",
+            Yes(
+                "driver and options; a driver other than `json-file`, `local`, `journald`, `none`: policy decides",
+            ),
+        ),
         ("stop_signal", Yes("")),
         ("stop_grace_period", Yes("")),
         ("read_only", Yes("")),
