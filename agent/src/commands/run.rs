@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | `target::Sync` | the cloud's documents | targets, its condition |
 //! | `supervisor` | targets, engine events | its status |
-//! | `report::Reporter` | status, condition | signed reports, `status.json` |
+//! | `os` | targets, services, condition | the operating system's status; restarts |
+//! | `report::Reporter` | status of both, condition | signed reports, `status.json` |
 //! | watchdog | time | systemd's pings |
 
 use std::{sync::Arc, time::Duration};
@@ -19,6 +20,7 @@ use crate::{
     apply::status::AgentStatus,
     engine::Engine,
     images::Pulls,
+    os::{self, OsStatus},
     report::{About, Counter, Reporter},
     settings::{self, Places},
     supervisor::{self, Deps},
@@ -49,15 +51,18 @@ pub async fn run(places: &Places) -> anyhow::Result<()> {
     let (sync, Channels { targets, condition }) =
         Sync::new(rooms.session.clone(), rooms.store.clone(), rooms.clock.clone(), Pace::default());
     let (status_writer, status) = watch::channel(AgentStatus::default());
+    let (os_writer, os_status) = watch::channel(OsStatus::default());
     let reporter = Reporter {
         about: About::this_system(rooms.session.identity(crate::identity::Identity::fleet_id)),
         session: rooms.session.clone(),
         clock: rooms.clock.clone(),
         counter,
-        status,
+        status: status.clone(),
+        os: os_status,
         condition: condition.clone(),
         status_file: places.run_dir.join("status.json"),
     };
+    let update_os = os::unmanaged(targets.clone(), os_writer);
     let supervise = async {
         let device_id = enrolled(condition).await;
         let deps = Deps {
@@ -74,6 +79,7 @@ pub async fn run(places: &Places) -> anyhow::Result<()> {
         () = Box::pin(sync.run()) => {}
         () = Box::pin(reporter.run()) => {}
         () = Box::pin(supervise) => {}
+        () = Box::pin(update_os) => {}
         () = watchdog() => {}
         () = stop_asked() => tracing::info!("stopping as asked; containers stay up"),
     }

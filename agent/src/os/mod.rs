@@ -7,10 +7,50 @@
 //!
 //! A device is one with two slots where its image says so: `/etc/copal/os.json` ([`config`]). Elsewhere this room idles.
 
+mod act;
+pub mod around;
 pub mod boot;
 pub mod config;
 pub mod disk;
+pub mod health;
+pub mod journal;
+pub mod machine;
+pub mod ports;
 mod slot;
 
+pub use act::{Ask, Asked, Deps, Lines, OsStatus, run, unmanaged};
 pub use config::OsConfig;
 pub use slot::Slot;
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    fn codes(folder: &Path, found: &mut std::collections::BTreeSet<String>) {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                codes(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let quoted = text.split('"').filter(|word| word.starts_with("os_"));
+                let code = |word: &&str| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+                found.extend(quoted.filter(code).map(str::to_owned));
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_of_this_room_stands_in_the_protocol_text() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut found = std::collections::BTreeSet::new();
+        codes(&here.join("src/os"), &mut found);
+        let text = fs::read_to_string(here.join("../docs/protocol.md")).unwrap();
+        assert!(found.len() > 20, "{found:?}");
+        // A stage of progress is no reason.
+        found.remove("os_waiting");
+        for code in found {
+            assert!(text.contains(&format!("\n| `{code}` | ")), "{code} has no row");
+        }
+    }
+}

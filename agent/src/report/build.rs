@@ -7,7 +7,11 @@ use copal_protocol::{
     ids::FleetId,
 };
 
-use crate::{apply::status::AgentStatus, target::Condition};
+use crate::{
+    apply::status::{AgentStatus, weight},
+    os::OsStatus,
+    target::Condition,
+};
 
 /// Log lines a reason may carry, and bytes of each.
 const TAIL: (usize, usize) = (50, 500);
@@ -50,8 +54,13 @@ impl About {
 /// The one reason shown. What was refused speaks of the newest target and so comes before what an older one does; an absent
 /// engine before both.
 #[must_use]
-pub fn one_reason(status: &AgentStatus, condition: &Condition) -> Option<Reason> {
-    let own = status.telling();
+pub fn one_reason(status: &AgentStatus, os: &OsStatus, condition: &Condition) -> Option<Reason> {
+    let of_host = os.reason.as_ref().or_else(|| os.host.as_ref()?.reason.as_ref());
+    // Where apps and operating system both have something to say, the more telling of the two; apps at a tie.
+    let own = match (status.telling(), of_host) {
+        (Some(apps), Some(host)) if weight(&host.code) > weight(&apps.code) => Some(host),
+        (apps, host) => apps.or(host),
+    };
     let refusal = condition.refusal();
     match (own, refusal) {
         (Some(own), _) if own.code == "engine_absent" => Some(own.clone()),
@@ -78,11 +87,18 @@ fn truncate(text: &mut String, most: usize) {
     }
 }
 
+/// (assign_epoch, seq) of the newest target whose every app and whose operating system run, committed.
+#[must_use]
+pub fn whole(status: &AgentStatus, os: &OsStatus) -> Option<(u64, u64)> {
+    Some(status.applied?.min(os.applied?))
+}
+
 /// The Report of this moment; `None` before enrolment.
 #[must_use]
 pub fn report(
     about: &About,
     status: &AgentStatus,
+    os: &OsStatus,
     condition: &Condition,
     counter: u64,
     now: u64,
@@ -106,13 +122,13 @@ pub fn report(
         lock: condition.lock,
         assign_epoch: condition.mark.assign_epoch,
         seq_accepted: condition.mark.seq,
-        seq_applied: status.applied.map_or(0, |(_, seq)| seq),
+        seq_applied: whole(status, os).map_or(0, |(_, seq)| seq),
         unfresh: !condition.fresh && condition.offline_allowed,
         running,
         committed,
-        reason: one_reason(status, condition),
-        progress: status.progress(),
-        host: None,
+        reason: one_reason(status, os, condition),
+        progress: status.progress().or_else(|| os.host.as_ref()?.progress.clone()),
+        host: os.host.clone(),
         agent: None,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         os_version: about.os_version.clone(),

@@ -8,6 +8,6 @@ mod build;
 mod send;
 mod status;
 
-pub use build::{About, one_reason, report};
+pub use build::{About, one_reason, report, whole};
 pub use send::{Counter, Reporter};
 pub use status::{Status, read as read_status};

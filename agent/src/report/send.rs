@@ -18,6 +18,7 @@ use crate::{
     clock::Clock,
     cloud::{Backoff, Call, random},
     identity::{Identity, Session},
+    os::OsStatus,
     state::{StateDir, StateError},
     target::Condition,
 };
@@ -93,6 +94,8 @@ pub struct Reporter {
     pub counter: Counter,
     /// From the supervisor.
     pub status: watch::Receiver<AgentStatus>,
+    /// From the operating system's updater.
+    pub os: watch::Receiver<OsStatus>,
     /// From the synchronisation.
     pub condition: watch::Receiver<Condition>,
     /// Where `status.json` is.
@@ -109,13 +112,13 @@ impl Reporter {
         let mut retry_at: Option<Instant> = None;
         loop {
             let status = self.status.borrow_and_update().clone();
+            let os = self.os.borrow_and_update().clone();
             let condition = self.condition.borrow_and_update().clone();
-            if let Err(e) =
-                status::write(&self.status_file, &self.about, &status, &condition, self.clock.now())
-            {
+            let now = self.clock.now();
+            if let Err(e) = status::write(&self.status_file, &self.about, &status, &os, &condition, now) {
                 tracing::debug!(error = %e, "the status file cannot be written");
             }
-            let now = report(&self.about, &status, &condition, 0, 0);
+            let now = report(&self.about, &status, &os, &condition, 0, 0);
             let quiet = match (&now, &sent) {
                 (Some(now), Some(sent)) if only_progress_differs(now, sent) => last_sent
                     .map(|at| PROGRESS_EVERY.saturating_sub(at.elapsed()))
@@ -129,7 +132,7 @@ impl Reporter {
                 (false, ..) => None,
                 (true, Some(left), _) | (true, None, Some(left)) => Some(left),
                 (true, None, None) => {
-                    match self.send(&status, &condition).await {
+                    match self.send(&status, &os, &condition).await {
                         Ok(()) => {
                             backoff.succeeded(Instant::now());
                             sent = now;
@@ -141,11 +144,11 @@ impl Reporter {
                             retry_at = Some(Instant::now() + wait);
                         }
                     }
-                    continue_after(&mut self.status, &mut self.condition, Some(DEBOUNCE)).await;
+                    self.continue_after(Some(DEBOUNCE)).await;
                     continue;
                 }
             };
-            let changed = continue_after(&mut self.status, &mut self.condition, wait).await;
+            let changed = self.continue_after(wait).await;
             if changed {
                 // A try that failed because there was no network is worth another when the network is back.
                 if self.condition.borrow().online && !condition.online {
@@ -157,12 +160,17 @@ impl Reporter {
     }
 
     /// Sends one; the server's wish for a pause where it failed.
-    async fn send(&mut self, status: &AgentStatus, condition: &Condition) -> Result<(), Option<Duration>> {
+    async fn send(
+        &mut self,
+        status: &AgentStatus,
+        os: &OsStatus,
+        condition: &Condition,
+    ) -> Result<(), Option<Duration>> {
         let counter = self.counter.take().map_err(|e| {
             tracing::warn!(code = e.code(), error = %e, "no report: its number cannot be kept");
             None
         })?;
-        let Some(document) = report(&self.about, status, condition, counter, self.clock.now()) else {
+        let Some(document) = report(&self.about, status, os, condition, counter, self.clock.now()) else {
             return Ok(());
         };
         let signed =
@@ -185,6 +193,25 @@ impl Reporter {
             }
         }
     }
+
+    /// Waits for a change, at most `wait`; whether one came. Where the other ends are gone, waits for ever.
+    async fn continue_after(&mut self, wait: Option<Duration>) -> bool {
+        let change = async {
+            tokio::select! {
+                Ok(()) = self.status.changed() => {}
+                Ok(()) = self.os.changed() => {}
+                Ok(()) = self.condition.changed() => {}
+                else => std::future::pending().await,
+            }
+        };
+        match wait {
+            Some(wait) => tokio::time::timeout(wait, change).await.is_ok(),
+            None => {
+                change.await;
+                true
+            }
+        }
+    }
 }
 
 fn only_progress_differs(
@@ -194,29 +221,10 @@ fn only_progress_differs(
     let stage = |r: &copal_protocol::documents::Report| r.progress.as_ref().map(|p| p.stage.clone());
     let (mut a2, mut b2) = (a.clone(), b.clone());
     (a2.progress, b2.progress) = (None, None);
-    a2 == b2 && stage(a) == stage(b)
-}
-
-/// Waits for a change, at most `wait`; whether one came. Where the other ends are gone, waits for ever.
-async fn continue_after(
-    status: &mut watch::Receiver<AgentStatus>,
-    condition: &mut watch::Receiver<Condition>,
-    wait: Option<Duration>,
-) -> bool {
-    let change = async {
-        tokio::select! {
-            Ok(()) = status.changed() => {}
-            Ok(()) = condition.changed() => {}
-            else => std::future::pending().await,
-        }
-    };
-    match wait {
-        Some(wait) => tokio::time::timeout(wait, change).await.is_ok(),
-        None => {
-            change.await;
-            true
-        }
+    for host in a2.host.iter_mut().chain(&mut b2.host) {
+        host.progress = None;
     }
+    a2 == b2 && stage(a) == stage(b)
 }
 
 #[cfg(test)]

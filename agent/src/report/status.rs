@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs, io, os::unix::fs::OpenOptionsExt as _, path::Path};
 
 use copal_protocol::{
-    documents::{LockState, Progress, Reason, RunningService},
+    documents::{HostReport, LockState, Progress, Reason, RunningService},
     ids::{AppId, DeviceId, Name, Sha256Hex},
 };
 use serde::{Deserialize, Serialize};
 
-use super::build::{About, one_reason};
-use crate::{apply::status::AgentStatus, target::Condition};
+use super::build::{About, one_reason, whole};
+use crate::{apply::status::AgentStatus, os::OsStatus, target::Condition};
 
 /// The agent's status at a moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct Status {
     pub progress: Option<Progress>,
     /// By app.
     pub apps: BTreeMap<AppId, AppLine>,
+    /// The operating system's slots and update; absent where it is not Copal's to update.
+    #[serde(default)]
+    pub host: Option<HostReport>,
     /// State files that were lost.
     pub lost: Vec<String>,
 }
@@ -70,11 +73,13 @@ pub(super) fn write(
     path: &Path,
     about: &About,
     status: &AgentStatus,
+    os: &OsStatus,
     condition: &Condition,
     now: u64,
 ) -> io::Result<()> {
     let accepted = (condition.mark.assign_epoch, condition.mark.seq);
-    let reason = one_reason(status, condition);
+    let reason = one_reason(status, os, condition);
+    let applied = whole(status, os);
     let value = Status {
         pid: std::process::id(),
         at: now,
@@ -87,11 +92,11 @@ pub(super) fn write(
         root_sha256: condition.root_sha256,
         lock: condition.lock,
         accepted,
-        applied: status.applied,
+        applied,
         fresh: condition.fresh,
-        on_target: reason.is_none() && condition.mark.sha256.is_some() && status.applied == Some(accepted),
+        on_target: reason.is_none() && condition.mark.sha256.is_some() && applied == Some(accepted),
         reason,
-        progress: status.progress(),
+        progress: status.progress().or_else(|| os.host.as_ref()?.progress.clone()),
         apps: status
             .apps
             .iter()
@@ -105,6 +110,7 @@ pub(super) fn write(
                 (*id, line)
             })
             .collect(),
+        host: os.host.clone(),
         lost: condition.lost.clone(),
     };
     let temp = path.with_extension("json.tmp");
@@ -154,6 +160,20 @@ impl Status {
         }
         for lost in &self.lost {
             line("lost", lost);
+        }
+        if let Some(host) = &self.host {
+            line("os", &format!("{} on {}", host.version, host.backend));
+            if let Some(reason) = &host.reason {
+                line("", &said(reason));
+            }
+            for (name, slot) in &host.slots {
+                let state = serde_json::to_value(slot.state).ok();
+                let state = state.as_ref().and_then(|v| v.as_str()).unwrap_or("?").to_owned();
+                let runs = if slot.booted { ", runs" } else { "" };
+                let version =
+                    if slot.version.is_empty() { String::new() } else { format!(" {}", slot.version) };
+                line("", &format!("slot {name}{version:<18} {state}{runs}"));
+            }
         }
         for (id, app) in &self.apps {
             let short = |h: Option<Sha256Hex>| {

@@ -112,6 +112,14 @@ impl Store {
         self.judge_host(&self.lock(), HostPart::Os, sha256, purpose, envelope)
     }
 
+    /// A host release that is on this disk, judged again by today's root.
+    ///
+    /// # Errors
+    /// Why it may not be used; `E_TRANSPORT` where it is not here.
+    pub fn host_document(&self, part: HostPart, sha256: Sha256Hex) -> Result<Verified<Release>, Error> {
+        self.host_release(&self.lock(), part, sha256, None)
+    }
+
     /// The lowest counter of an operating system's release that may run here, by what is remembered and what Root says.
     #[must_use]
     pub fn os_floor(&self) -> u64 {
