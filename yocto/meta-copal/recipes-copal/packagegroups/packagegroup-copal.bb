@@ -16,6 +16,9 @@ RDEPENDS:${PN} = " \
     kernel-modules \
 "
 
+# Firmware of the board's radios and the like; what is not there or whose licence was not accepted is left out.
+RRECOMMENDS:${PN} = "${@d.getVar('MACHINE_EXTRA_RRECOMMENDS') or ''}"
+
 RDEPENDS:${PN}-dev-tools = " \
     e2fsprogs-tune2fs \
     iproute2 \

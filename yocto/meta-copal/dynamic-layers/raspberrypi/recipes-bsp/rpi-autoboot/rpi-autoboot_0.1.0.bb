@@ -9,6 +9,7 @@ S = "${UNPACKDIR}"
 inherit deploy nopackages
 
 COMPATIBLE_MACHINE = "^rpi$"
+PACKAGE_ARCH = "${MACHINE_ARCH}"
 INHIBIT_DEFAULT_DEPS = "1"
 
 do_configure[noexec] = "1"
