@@ -24,6 +24,7 @@ pub mod observe;
 pub mod os;
 pub mod plan;
 pub mod report;
+pub mod selfupdate;
 pub mod settings;
 pub mod state;
 pub mod supervisor;

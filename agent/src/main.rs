@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use copal_agent::{
-    commands,
+    commands, selfupdate,
     settings::{Places, SettingsError},
 };
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -88,8 +88,9 @@ fn levels(wish: &str) -> (Targets, Option<String>) {
 fn perform(cli: &Cli) -> anyhow::Result<bool> {
     match &cli.command {
         Command::Run => {
+            let launched = selfupdate::launch::launch(&cli.places);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(commands::run::run(&cli.places))?;
+            runtime.block_on(commands::run::run(&cli.places, launched))?;
         }
         Command::Status { json } => commands::status::status(&cli.places, *json)?,
         Command::Plan(args) => commands::plan::plan(args, &cli.places.name_prefix)?,

@@ -5,11 +5,13 @@
 //! | `target::Sync` | the cloud's documents | targets, its condition |
 //! | `supervisor` | targets, engine events | its status |
 //! | `os` | targets, services, condition | the operating system's status; restarts |
-//! | `report::Reporter` | status of both, condition | signed reports, `status.json` |
+//! | `selfupdate::Updater` | targets, the others' states | its status; another binary in this process's place |
+//! | `report::Reporter` | status of all, condition | signed reports, `status.json` |
 //! | watchdog | time | systemd's pings |
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::Context as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -21,7 +23,11 @@ use crate::{
     engine::Engine,
     images::Pulls,
     os::{self, OsStatus},
-    report::{About, Counter, Reporter},
+    report::{About, Counter, Listening, Reporter},
+    selfupdate::{
+        self, SelfStatus, Updater,
+        launch::{self, Launched},
+    },
     settings::{self, Places},
     supervisor::{self, Deps},
     target::{Channels, Condition, Pace, Sync},
@@ -31,7 +37,7 @@ use crate::{
 ///
 /// # Errors
 /// Settings or state that cannot be used.
-pub async fn run(places: &Places) -> anyhow::Result<()> {
+pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     super::prepare::folders(places)?;
     let rooms = Rooms::open(places)?;
     let _lock = rooms.lock()?;
@@ -52,14 +58,31 @@ pub async fn run(places: &Places) -> anyhow::Result<()> {
         Sync::new(rooms.session.clone(), rooms.store.clone(), rooms.clock.clone(), Pace::default());
     let (status_writer, status) = watch::channel(AgentStatus::default());
     let (os_writer, os_status) = watch::channel(OsStatus::default());
+    let (self_writer, self_status) = watch::channel(SelfStatus::default());
+    let updater = Updater {
+        session: rooms.session.clone(),
+        state: rooms.state.clone(),
+        clock: rooms.clock.clone(),
+        engine: Arc::new(engine.clone()),
+        store: rooms.store.clone(),
+        launched: launched.clone(),
+        pace: selfupdate::Pace::from_environment(),
+        targets: targets.clone(),
+        condition: condition.clone(),
+        status: status.clone(),
+        told: self_writer,
+    };
     let reporter = Reporter {
         about: About::this_system(rooms.session.identity(crate::identity::Identity::fleet_id)),
         session: rooms.session.clone(),
         clock: rooms.clock.clone(),
         counter,
-        status: status.clone(),
-        os: os_status,
-        condition: condition.clone(),
+        heard: Listening {
+            status: status.clone(),
+            os: os_status,
+            agent: self_status,
+            condition: condition.clone(),
+        },
         status_file: places.run_dir.join("status.json"),
     };
     let update_os = os::unmanaged(targets.clone(), os_writer);
@@ -75,13 +98,20 @@ pub async fn run(places: &Places) -> anyhow::Result<()> {
     };
 
     notify(&[sd_notify::NotifyState::Ready]);
-    tokio::select! {
-        () = Box::pin(sync.run()) => {}
-        () = Box::pin(reporter.run()) => {}
-        () = Box::pin(supervise) => {}
-        () = Box::pin(update_os) => {}
-        () = watchdog() => {}
-        () = stop_asked() => tracing::info!("stopping as asked; containers stay up"),
+    let another = tokio::select! {
+        () = Box::pin(sync.run()) => false,
+        () = Box::pin(reporter.run()) => false,
+        () = Box::pin(supervise) => false,
+        () = Box::pin(update_os) => false,
+        () = Box::pin(updater.run()) => true,
+        () = watchdog() => false,
+        () = stop_asked() => {
+            tracing::info!("stopping as asked; containers stay up");
+            false
+        }
+    };
+    if another {
+        return Err(launch::again(&launched)).context("the installed agent could not be started again");
     }
     notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())

@@ -1,15 +1,16 @@
-//! From status and condition to a Report. Pure.
+//! From what the tasks say of themselves to a Report. Pure.
 
 use std::collections::BTreeMap;
 
 use copal_protocol::{
-    documents::{Reason, Report, SPEC},
+    documents::{Progress, Reason, Report, SPEC},
     ids::FleetId,
 };
 
 use crate::{
     apply::status::{AgentStatus, weight},
     os::OsStatus,
+    selfupdate::SelfStatus,
     target::Condition,
 };
 
@@ -51,23 +52,51 @@ impl About {
     }
 }
 
-/// The one reason shown. What was refused speaks of the newest target and so comes before what an older one does; an absent
-/// engine before both.
-#[must_use]
-pub fn one_reason(status: &AgentStatus, os: &OsStatus, condition: &Condition) -> Option<Reason> {
-    let of_host = os.reason.as_ref().or_else(|| os.host.as_ref()?.reason.as_ref());
-    // Where apps and operating system both have something to say, the more telling of the two; apps at a tie.
-    let own = match (status.telling(), of_host) {
-        (Some(apps), Some(host)) if weight(&host.code) > weight(&apps.code) => Some(host),
-        (apps, host) => apps.or(host),
-    };
-    let refusal = condition.refusal();
-    match (own, refusal) {
-        (Some(own), _) if own.code == "engine_absent" => Some(own.clone()),
-        (_, Some(refusal)) => Some(refusal.clone()),
-        (own, None) => own.cloned(),
+/// What the tasks say of themselves at one moment.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    /// The apps, from the supervisor.
+    pub status: AgentStatus,
+    /// The operating system, from its updater.
+    pub os: OsStatus,
+    /// The agent, from its own updater.
+    pub agent: SelfStatus,
+    /// The way to the cloud, from the synchronisation.
+    pub condition: Condition,
+}
+
+impl Heard {
+    /// The one reason shown. What was refused speaks of the newest target and so comes before what an older one does; an
+    /// absent engine before both. Where apps and the system beneath both have something to say, the more telling of the
+    /// two, apps at a tie; which agent runs them matters least.
+    #[must_use]
+    pub fn reason(&self) -> Option<Reason> {
+        let of_host = self.os.reason.as_ref().or_else(|| self.os.host.as_ref()?.reason.as_ref());
+        let own = match (self.status.telling(), of_host) {
+            (Some(apps), Some(host)) if weight(&host.code) > weight(&apps.code) => Some(host),
+            (apps, host) => apps.or(host).or(self.agent.report.reason.as_ref()),
+        };
+        match (own, self.condition.refusal()) {
+            (Some(own), _) if own.code == "engine_absent" => Some(own),
+            (_, Some(refusal)) => Some(refusal),
+            (own, None) => own,
+        }
+        .cloned()
+        .map(bounded)
     }
-    .map(bounded)
+
+    /// How far the apps' update is, or else the system's, or else the agent's.
+    #[must_use]
+    pub fn progress(&self) -> Option<Progress> {
+        let os = || self.os.host.as_ref()?.progress.clone();
+        self.status.progress().or_else(os).or_else(|| self.agent.report.progress.clone())
+    }
+
+    /// (assign_epoch, seq) of the newest target whose every app, operating system and agent run, committed.
+    #[must_use]
+    pub fn whole(&self) -> Option<(u64, u64)> {
+        Some(self.status.applied?.min(self.os.applied?).min(self.agent.applied?))
+    }
 }
 
 fn bounded(mut reason: Reason) -> Reason {
@@ -87,22 +116,10 @@ fn truncate(text: &mut String, most: usize) {
     }
 }
 
-/// (assign_epoch, seq) of the newest target whose every app and whose operating system run, committed.
-#[must_use]
-pub fn whole(status: &AgentStatus, os: &OsStatus) -> Option<(u64, u64)> {
-    Some(status.applied?.min(os.applied?))
-}
-
 /// The Report of this moment; `None` before enrolment.
 #[must_use]
-pub fn report(
-    about: &About,
-    status: &AgentStatus,
-    os: &OsStatus,
-    condition: &Condition,
-    counter: u64,
-    now: u64,
-) -> Option<Report> {
+pub fn report(about: &About, heard: &Heard, counter: u64, now: u64) -> Option<Report> {
+    let Heard { status, os, agent, condition } = heard;
     let device_id = condition.device_id?;
     let running: BTreeMap<_, _> = status
         .apps
@@ -122,14 +139,14 @@ pub fn report(
         lock: condition.lock,
         assign_epoch: condition.mark.assign_epoch,
         seq_accepted: condition.mark.seq,
-        seq_applied: whole(status, os).map_or(0, |(_, seq)| seq),
+        seq_applied: heard.whole().map_or(0, |(_, seq)| seq),
         unfresh: !condition.fresh && condition.offline_allowed,
         running,
         committed,
-        reason: one_reason(status, os, condition),
-        progress: status.progress().or_else(|| os.host.as_ref()?.progress.clone()),
+        reason: heard.reason(),
+        progress: heard.progress(),
         host: os.host.clone(),
-        agent: None,
+        agent: Some(agent.report.clone()),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         os_version: about.os_version.clone(),
         arch: about.arch.clone(),

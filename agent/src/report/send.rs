@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
-    build::{About, report},
+    build::{About, Heard, report},
     status,
 };
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     cloud::{Backoff, Call, random},
     identity::{Identity, Session},
     os::OsStatus,
+    selfupdate::SelfStatus,
     state::{StateDir, StateError},
     target::Condition,
 };
@@ -82,6 +83,49 @@ impl Counter {
     }
 }
 
+/// Where the tasks are heard.
+pub struct Listening {
+    /// From the supervisor.
+    pub status: watch::Receiver<AgentStatus>,
+    /// From the operating system's updater.
+    pub os: watch::Receiver<OsStatus>,
+    /// From the agent's own.
+    pub agent: watch::Receiver<SelfStatus>,
+    /// From the synchronisation.
+    pub condition: watch::Receiver<Condition>,
+}
+
+impl Listening {
+    fn now(&mut self) -> Heard {
+        Heard {
+            status: self.status.borrow_and_update().clone(),
+            os: self.os.borrow_and_update().clone(),
+            agent: self.agent.borrow_and_update().clone(),
+            condition: self.condition.borrow_and_update().clone(),
+        }
+    }
+
+    /// Waits for a change, at most `wait`; whether one came. Where the other ends are gone, waits for ever.
+    async fn changed_within(&mut self, wait: Option<Duration>) -> bool {
+        let change = async {
+            tokio::select! {
+                Ok(()) = self.status.changed() => {}
+                Ok(()) = self.os.changed() => {}
+                Ok(()) = self.agent.changed() => {}
+                Ok(()) = self.condition.changed() => {}
+                else => std::future::pending().await,
+            }
+        };
+        match wait {
+            Some(wait) => tokio::time::timeout(wait, change).await.is_ok(),
+            None => {
+                change.await;
+                true
+            }
+        }
+    }
+}
+
 /// Reports changes until dropped.
 pub struct Reporter {
     /// Speaks for the device.
@@ -92,12 +136,8 @@ pub struct Reporter {
     pub clock: Clock,
     /// Numbers.
     pub counter: Counter,
-    /// From the supervisor.
-    pub status: watch::Receiver<AgentStatus>,
-    /// From the operating system's updater.
-    pub os: watch::Receiver<OsStatus>,
-    /// From the synchronisation.
-    pub condition: watch::Receiver<Condition>,
+    /// The tasks.
+    pub heard: Listening,
     /// Where `status.json` is.
     pub status_file: std::path::PathBuf,
 }
@@ -111,14 +151,11 @@ impl Reporter {
         let mut last_sent: Option<Instant> = None;
         let mut retry_at: Option<Instant> = None;
         loop {
-            let status = self.status.borrow_and_update().clone();
-            let os = self.os.borrow_and_update().clone();
-            let condition = self.condition.borrow_and_update().clone();
-            let now = self.clock.now();
-            if let Err(e) = status::write(&self.status_file, &self.about, &status, &os, &condition, now) {
+            let heard = self.heard.now();
+            if let Err(e) = status::write(&self.status_file, &self.about, &heard, self.clock.now()) {
                 tracing::debug!(error = %e, "the status file cannot be written");
             }
-            let now = report(&self.about, &status, &os, &condition, 0, 0);
+            let now = report(&self.about, &heard, 0, 0);
             let quiet = match (&now, &sent) {
                 (Some(now), Some(sent)) if only_progress_differs(now, sent) => last_sent
                     .map(|at| PROGRESS_EVERY.saturating_sub(at.elapsed()))
@@ -132,7 +169,7 @@ impl Reporter {
                 (false, ..) => None,
                 (true, Some(left), _) | (true, None, Some(left)) => Some(left),
                 (true, None, None) => {
-                    match self.send(&status, &os, &condition).await {
+                    match self.send(&heard).await {
                         Ok(()) => {
                             backoff.succeeded(Instant::now());
                             sent = now;
@@ -144,14 +181,14 @@ impl Reporter {
                             retry_at = Some(Instant::now() + wait);
                         }
                     }
-                    self.continue_after(Some(DEBOUNCE)).await;
+                    self.heard.changed_within(Some(DEBOUNCE)).await;
                     continue;
                 }
             };
-            let changed = self.continue_after(wait).await;
+            let changed = self.heard.changed_within(wait).await;
             if changed {
                 // A try that failed because there was no network is worth another when the network is back.
-                if self.condition.borrow().online && !condition.online {
+                if self.heard.condition.borrow().online && !heard.condition.online {
                     retry_at = None;
                 }
                 tokio::time::sleep(DEBOUNCE).await;
@@ -160,17 +197,12 @@ impl Reporter {
     }
 
     /// Sends one; the server's wish for a pause where it failed.
-    async fn send(
-        &mut self,
-        status: &AgentStatus,
-        os: &OsStatus,
-        condition: &Condition,
-    ) -> Result<(), Option<Duration>> {
+    async fn send(&mut self, heard: &Heard) -> Result<(), Option<Duration>> {
         let counter = self.counter.take().map_err(|e| {
             tracing::warn!(code = e.code(), error = %e, "no report: its number cannot be kept");
             None
         })?;
-        let Some(document) = report(&self.about, status, os, condition, counter, self.clock.now()) else {
+        let Some(document) = report(&self.about, heard, counter, self.clock.now()) else {
             return Ok(());
         };
         let signed =
@@ -193,25 +225,6 @@ impl Reporter {
             }
         }
     }
-
-    /// Waits for a change, at most `wait`; whether one came. Where the other ends are gone, waits for ever.
-    async fn continue_after(&mut self, wait: Option<Duration>) -> bool {
-        let change = async {
-            tokio::select! {
-                Ok(()) = self.status.changed() => {}
-                Ok(()) = self.os.changed() => {}
-                Ok(()) = self.condition.changed() => {}
-                else => std::future::pending().await,
-            }
-        };
-        match wait {
-            Some(wait) => tokio::time::timeout(wait, change).await.is_ok(),
-            None => {
-                change.await;
-                true
-            }
-        }
-    }
 }
 
 fn only_progress_differs(
@@ -221,8 +234,15 @@ fn only_progress_differs(
     let stage = |r: &copal_protocol::documents::Report| r.progress.as_ref().map(|p| p.stage.clone());
     let (mut a2, mut b2) = (a.clone(), b.clone());
     (a2.progress, b2.progress) = (None, None);
-    for host in a2.host.iter_mut().chain(&mut b2.host) {
-        host.progress = None;
+    for report in [&mut a2, &mut b2] {
+        for progress in report
+            .host
+            .iter_mut()
+            .map(|h| &mut h.progress)
+            .chain(report.agent.iter_mut().map(|a| &mut a.progress))
+        {
+            *progress = None;
+        }
     }
     a2 == b2 && stage(a) == stage(b)
 }

@@ -3,13 +3,12 @@
 use std::{collections::BTreeMap, fmt::Write as _, fs, io, os::unix::fs::OpenOptionsExt as _, path::Path};
 
 use copal_protocol::{
-    documents::{HostReport, LockState, Progress, Reason, RunningService},
+    documents::{AgentReport, HostReport, LockState, Progress, Reason, RunningService},
     ids::{AppId, DeviceId, Name, Sha256Hex},
 };
 use serde::{Deserialize, Serialize};
 
-use super::build::{About, one_reason, whole};
-use crate::{apply::status::AgentStatus, os::OsStatus, target::Condition};
+use super::build::{About, Heard};
 
 /// The agent's status at a moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -51,6 +50,9 @@ pub struct Status {
     /// The operating system's slots and update; absent where it is not Copal's to update.
     #[serde(default)]
     pub host: Option<HostReport>,
+    /// The agent's own update.
+    #[serde(default)]
+    pub agent: AgentReport,
     /// State files that were lost.
     pub lost: Vec<String>,
 }
@@ -69,17 +71,11 @@ pub struct AppLine {
 }
 
 /// Writes the file whole or not at all. For root only: log lines may tell things.
-pub(super) fn write(
-    path: &Path,
-    about: &About,
-    status: &AgentStatus,
-    os: &OsStatus,
-    condition: &Condition,
-    now: u64,
-) -> io::Result<()> {
+pub(super) fn write(path: &Path, about: &About, heard: &Heard, now: u64) -> io::Result<()> {
+    let Heard { status, os, agent, condition } = heard;
     let accepted = (condition.mark.assign_epoch, condition.mark.seq);
-    let reason = one_reason(status, os, condition);
-    let applied = whole(status, os);
+    let reason = heard.reason();
+    let applied = heard.whole();
     let value = Status {
         pid: std::process::id(),
         at: now,
@@ -96,7 +92,7 @@ pub(super) fn write(
         fresh: condition.fresh,
         on_target: reason.is_none() && condition.mark.sha256.is_some() && applied == Some(accepted),
         reason,
-        progress: status.progress().or_else(|| os.host.as_ref()?.progress.clone()),
+        progress: heard.progress(),
         apps: status
             .apps
             .iter()
@@ -111,6 +107,7 @@ pub(super) fn write(
             })
             .collect(),
         host: os.host.clone(),
+        agent: agent.report.clone(),
         lost: condition.lost.clone(),
     };
     let temp = path.with_extension("json.tmp");
@@ -174,6 +171,9 @@ impl Status {
                     if slot.version.is_empty() { String::new() } else { format!(" {}", slot.version) };
                 line("", &format!("slot {name}{version:<18} {state}{runs}"));
             }
+        }
+        if let Some(reason) = &self.agent.reason {
+            line("agent", &said(reason));
         }
         for (id, app) in &self.apps {
             let short = |h: Option<Sha256Hex>| {
