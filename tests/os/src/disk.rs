@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::Command,
+    sync::OnceLock,
 };
 
 use sha2::{Digest as _, Sha256};
@@ -21,7 +22,12 @@ pub const STATE_BYTES: usize = 4096;
 pub const STATE_OFFSETS: [u64; 2] = [4 << 20, 8 << 20];
 
 /// `images/os/layout/uboot.table`: start and size in bytes, by name.
-pub fn partitions() -> BTreeMap<String, (u64, u64)> {
+pub fn partitions() -> &'static BTreeMap<String, (u64, u64)> {
+    static TABLE: OnceLock<BTreeMap<String, (u64, u64)>> = OnceLock::new();
+    TABLE.get_or_init(read_table)
+}
+
+fn read_table() -> BTreeMap<String, (u64, u64)> {
     let script = repository().join("images/os/layout/table.sh");
     let output = Command::new(script).args(["rows", "uboot"]).output().unwrap();
     assert!(output.status.success(), "{}", copal_e2e::text(&output));

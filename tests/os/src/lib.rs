@@ -7,8 +7,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test support: a failure here is the test's failure")]
 #![allow(missing_docs, reason = "test support")]
 
+pub mod check;
 pub mod disk;
 pub mod images;
+pub mod journal;
 pub mod link;
 pub mod machine;
 pub mod replay;

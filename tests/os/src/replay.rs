@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt as _, path:
 
 use crate::disk::Bytes;
 
-const MAGIC: u64 = 0x006a_7366_7773_7872;
+const MAGIC: u64 = 0x006a_7366_7773_6872;
 const SECTOR: usize = 512;
 
 /// One record.
@@ -93,6 +93,11 @@ impl Replay {
     /// How many writes no flush has covered.
     pub fn unflushed(&self) -> usize {
         self.pending.len()
+    }
+
+    /// The disk with those of the unflushed writes that begin where `keep` says.
+    pub fn cut_where(&self, keep: impl Fn(u64) -> bool) -> Cut<'_> {
+        self.cut(|i, sectors| if keep(self.pending[i].0) { sectors } else { 0 })
     }
 
     /// The disk with those of the unflushed writes that `keep` says; of each, as many sectors as it says.

@@ -77,10 +77,89 @@ impl World {
         self.until("the machine is online", |d| d["online"] == true).await
     }
 
+    /// A signed bundle of this version, with or without something wrong in it.
+    pub async fn bundle(&self, version: &str, faults: &[&str]) -> PathBuf {
+        let name = [&[version], faults].concat().join("-");
+        let file = self.unsigned(&name, version, &image_of(version, faults).await, DEVICE_TYPE, &[]).await;
+        self.owner.ok(&["os", "bundle", "sign", text(&file)]).await;
+        file
+    }
+
+    /// The same without a signature, of any image, for any device type.
+    pub async fn unsigned(
+        &self,
+        name: &str,
+        version: &str,
+        image: &Path,
+        device_type: &str,
+        more: &[&str],
+    ) -> PathBuf {
+        let file = self.path(&format!("{name}.copal"));
+        let mut args = vec!["os", "bundle", "create", "--fleet", FLEET, "--rootfs", text(image)];
+        args.extend(["--device-type", device_type, "--arch", "arm64", "--version", version]);
+        args.extend_from_slice(more);
+        args.extend(["-o", text(&file)]);
+        self.owner.ok(&args).await;
+        file
+    }
+
+    /// Makes it a release of the fleet; gives its id.
+    pub async fn release(&self, bundle: &Path) -> String {
+        let said = self.owner.json(&["os", "release", FLEET, text(bundle)]).await;
+        said["id"].as_str().unwrap_or_else(|| panic!("no id in {said}")).to_owned()
+    }
+
+    /// Says that the fleet should run this version.
+    pub async fn deploy(&self, version: &str) {
+        self.owner.ok(&["os", "deploy", FLEET, version, "--all"]).await;
+    }
+
+    /// Bundle, release and deployment in one.
+    pub async fn roll_out(&self, version: &str, faults: &[&str]) -> String {
+        let id = self.release(&self.bundle(version, faults).await).await;
+        self.deploy(version).await;
+        id
+    }
+
+    /// Waits until this version runs in a slot the device is committed to.
+    pub async fn committed(&self, version: &str) -> Value {
+        self.until(&format!("{version} is committed"), |d| {
+            runs_committed(d, version) && d["os"]["progress"].is_null()
+        })
+        .await
+    }
+
+    /// Waits until the device gives this reason for what it was given last; gives the device.
+    pub async fn reason(&self, code: &str) -> Value {
+        self.until(&format!("the device says {code}"), |d| d["os"]["reason"]["code"] == code).await
+    }
+
     /// A path in this world's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
+}
+
+/// Whether the version runs, and in the slot the device is committed to.
+pub fn runs_committed(device: &Value, version: &str) -> bool {
+    let os = &device["os"];
+    os["version"] == version
+        && os["slots"].as_object().is_some_and(|slots| {
+            slots
+                .values()
+                .any(|s| s["booted"] == true && s["state"] == "committed" && s["version"] == version)
+        })
+}
+
+/// [`crate::images::image`], without holding up the relay.
+pub async fn image_of(version: &str, faults: &[&str]) -> PathBuf {
+    let (version, faults) = (version.to_owned(), faults.iter().map(|&f| f.to_owned()).collect::<Vec<_>>());
+    tokio::task::spawn_blocking(move || {
+        let faults: Vec<&str> = faults.iter().map(String::as_str).collect();
+        crate::images::image(&version, &faults)
+    })
+    .await
+    .unwrap()
 }
 
 /// A path as the command line takes it.

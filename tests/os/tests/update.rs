@@ -1,0 +1,141 @@
+//! Updates that work and updates that do not: each ends in a running, verified slot, and the cloud says why.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(missing_docs, reason = "tests")]
+
+use copal_os_tests::{
+    built,
+    check::Known,
+    machine::Machine,
+    world::{World, image_of, runs_committed},
+};
+
+/// A machine at the factory's version, enrolled, and its world.
+async fn factory() -> (World, Machine) {
+    let world = World::new().await;
+    let machine = world.machine().await;
+    world.committed("1.0.0").await;
+    (world, machine)
+}
+
+/// Rolls out an image with a fault and waits until the device is back at the factory's version with this reason.
+/// Gives the device as the cloud sees it.
+async fn undone(faults: &[&str], code: &str) -> serde_json::Value {
+    let (world, mut machine) = factory().await;
+    let id = world.roll_out("2.0.0", faults).await;
+    let device = world
+        .until(&format!("back at 1.0.0 with {code}"), |d| {
+            runs_committed(d, "1.0.0") && d["os"]["reason"]["code"] == code
+        })
+        .await;
+    assert_eq!(device["os"]["target"]["release"], id.as_str(), "{device}");
+    // What the cloud was told is so: the slot of old is whole, and boots.
+    machine.cut();
+    let known = Known::images(&[
+        ("1.0.0", &built("images/factory.ext4")),
+        ("2.0.0", &image_of("2.0.0", faults).await),
+    ]);
+    let next = known.check(&machine.disk.open()).unwrap();
+    assert_eq!((next.image.as_str(), next.trial), ("1.0.0", false));
+    device
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_good_update_is_tried_committed_and_stays() {
+    let (world, mut machine) = factory().await;
+    machine.booted("a");
+    machine.shell("echo kept >/data/note && sync");
+    world.roll_out("2.0.0", &[]).await;
+    let line = machine.booted("b");
+    assert!(line.contains("version=2.0.0") && line.contains("trial=1"), "{line}");
+    let device = world.committed("2.0.0").await;
+    assert!(device["os"]["reason"].is_null(), "{device}");
+
+    machine.cut();
+    let known =
+        Known::images(&[("1.0.0", &built("images/factory.ext4")), ("2.0.0", &image_of("2.0.0", &[]).await)]);
+    // The slot it came from was not touched: it is still there to go back to.
+    assert_eq!(known.in_slot(&machine.disk.open(), "a"), Some("1.0.0"));
+    let next = known.check(&machine.disk.open()).unwrap();
+    assert_eq!((next.image.as_str(), next.slot.as_str(), next.trial), ("2.0.0", "b", false));
+
+    let mut machine = Machine::on(&machine.disk.path.clone());
+    assert!(machine.booted("b").contains("trial=0"));
+    assert_eq!(machine.shell("cat /data/note"), "kept");
+    world.committed("2.0.0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kernel_panic_ends_in_the_old_slot() {
+    let device = undone(&["panic"], "os_no_verdict").await;
+    assert_eq!(device["os"]["failed"], device["os"]["target"]["release"], "{device}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unhealthy_system_is_undone_and_the_check_is_named() {
+    let device = undone(&["unhealthy"], "os_unhealthy").await;
+    assert!(device["os"]["reason"]["message"].to_string().contains("heater"), "{device}");
+    assert_eq!(device["os"]["failed"], device["os"]["target"]["release"], "{device}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make test-os"]
+async fn a_system_that_never_says_it_is_well_is_undone() {
+    undone(&["silent"], "os_no_verdict").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make test-os"]
+async fn a_system_that_hangs_as_it_starts_is_undone() {
+    undone(&["hang"], "os_no_verdict").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make test-os"]
+async fn a_kernel_that_is_none_ends_in_the_old_slot() {
+    undone(&["nokernel"], "os_no_verdict").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make test-os"]
+async fn a_root_without_an_init_ends_in_the_old_slot() {
+    undone(&["noinit"], "os_no_verdict").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make test-os"]
+async fn a_system_that_loses_the_cloud_goes_back_and_is_not_called_bad() {
+    let device = undone(&["nonet"], "os_cloud_unreachable").await;
+    assert!(device["os"]["failed"].is_null(), "{device}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make test-os"]
+async fn a_cloud_that_goes_away_in_the_trial_makes_it_inconclusive() {
+    let (world, mut machine) = factory().await;
+    world.roll_out("2.0.0", &[]).await;
+    assert!(machine.booted("b").contains("trial=1"));
+    world.link.cut();
+    assert!(machine.booted("a").contains("trial=0"));
+    world.link.mend();
+    let device = world.reason("os_cloud_unreachable").await;
+    assert!(runs_committed(&device, "1.0.0") && device["os"]["failed"].is_null(), "{device}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make test-os"]
+async fn a_release_that_was_undone_is_tried_again_only_when_asked() {
+    let (world, mut machine) = factory().await;
+    world.roll_out("2.0.0", &["unhealthy"]).await;
+    machine.booted("b");
+    machine.booted("a");
+    world.reason("os_unhealthy").await;
+    // A reboot is no reason to try again.
+    machine.cut();
+    let mut machine = Machine::on(&machine.disk.path.clone());
+    machine.booted("a");
+    world.online().await;
+    world.reason("os_unhealthy").await;
+    assert!(!machine.said("slot=b "), "it was tried again unasked");
+    world.owner.ok(&["os", "retry", copal_os_tests::world::FLEET, "2.0.0", "--all"]).await;
+    assert!(machine.booted("b").contains("trial=1"));
+}
