@@ -32,6 +32,8 @@ pub enum Access {
     Read,
     /// Reading and writing. A block device that is mounted, or that another program holds so, is refused.
     Write,
+    /// Reading and writing a disk whose partitions are mounted: for what lies in front of the first one.
+    Shared,
 }
 
 /// Something of a fixed size that is read and written at places. Calls block.
@@ -121,10 +123,9 @@ impl RealDisk {
     /// # Errors
     /// The system's.
     pub fn open(path: &Path, access: Access) -> io::Result<Self> {
-        let write = access == Access::Write;
         let mut options = OpenOptions::new();
-        options.read(true).write(write);
-        if write && std::fs::metadata(path)?.file_type().is_block_device() {
+        options.read(true).write(access != Access::Read);
+        if access == Access::Write && std::fs::metadata(path)?.file_type().is_block_device() {
             // On a block device this means: nobody else has it mounted or holds it so.
             options.custom_flags(OFlag::O_EXCL.bits());
         }
@@ -197,7 +198,7 @@ impl Disk for RealDisk {
     }
 
     fn drop_caches(&self) -> io::Result<()> {
-        if self.access == Access::Write {
+        if self.access != Access::Read {
             self.file.sync_all()?;
         }
         posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;

@@ -131,6 +131,14 @@ else
 fi
 echo "COPAL: copy=${copal_src} gen=${copal_gen} committed=${copal_slot} boots=${copal_s} trial=${copal_trial} tries=${copal_tries}/${copal_limit} fell=${copal_fell} saved=${copal_saved}"
 run copal_load
+if itest ${copal_valid} == 0; then
+  if itest ${copal_saved} == 0; then
+    # Refused is better than uncounted, but uncounted is better than nothing.
+    if test "${copal_s}" = a; then setenv copal_s b; else setenv copal_s a; fi
+    setenv copal_trial 1
+    run copal_load
+  fi
+fi
 if itest ${copal_valid} == 1; then
   part uuid ${devtype} ${devnum}:${copal_p} copal_uuid
   test -n "${copal_panic}" || setenv copal_panic 10

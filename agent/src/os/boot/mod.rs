@@ -13,15 +13,34 @@
 //! - after a commit, call [`Backend::mark_unbootable`] for the other slot where its release is below the rollback floor: what is
 //!   bootable may be booted when the boot state is lost.
 
+mod counted;
 mod error;
 #[cfg(test)]
 pub(crate) mod fake;
+mod grub;
+mod heads;
+mod kernel;
+#[cfg(test)]
+mod sim;
+mod state;
+mod store;
+mod tryboot;
+
+use std::{path::PathBuf, sync::Arc};
 
 use copal_protocol::ids::Sha256Hex;
 
-use super::Slot;
+use self::{
+    counted::Counted,
+    grub::EnvStore,
+    kernel::{Kernel, Linux},
+    store::RawStore,
+    tryboot::Tryboot,
+};
+use super::{OsConfig, Slot, config::BackendKind, disk::Disks};
 
 pub use error::BootError;
+pub use heads::write_head;
 
 /// Bytes at the start of each partition of a slot that make it bootable: an ext4 superblock lies at 1,024, a FAT boot
 /// sector at 0. They are zero from before the first write of an installation until all the rest was read back.
@@ -121,4 +140,57 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// `os_reboot`: the command could not be run, or said no.
     fn reboot(&self, into_trial: bool) -> Result<(), BootError>;
+}
+
+/// The backend that the image's settings ask for, on this machine.
+///
+/// # Errors
+/// `os_probe_failed` where a setting that it needs is missing, by name.
+pub fn open(config: &OsConfig, disks: Arc<dyn Disks>) -> Result<Box<dyn Backend>, BootError> {
+    with_kernel(config, disks, Arc::new(Linux))
+}
+
+/// See [`open`]; the kernel's words come from elsewhere in tests.
+fn with_kernel(
+    config: &OsConfig,
+    disks: Arc<dyn Disks>,
+    kernel: Arc<dyn Kernel>,
+) -> Result<Box<dyn Backend>, BootError> {
+    let needs = |field: &str| BootError::Probe {
+        what: format!("os.json does not have the {field} that this backend needs"),
+        next: "mend the image",
+    };
+    let raw = || -> Result<RawStore, BootError> {
+        let disk = config.disk.clone().ok_or_else(|| needs("disk"))?;
+        let offsets =
+            <[u64; 2]>::try_from(config.state_offsets.clone()).map_err(|_| needs("two state_offsets"))?;
+        // Aligned to the largest block in use, so that one torn block damages one copy.
+        if offsets[0].abs_diff(offsets[1]) < state::SIZE as u64
+            || offsets.iter().any(|o| *o == 0 || o % state::SIZE as u64 != 0)
+        {
+            return Err(needs("state_offsets at two different multiples of 4,096"));
+        }
+        Ok(RawStore { disks: disks.clone(), disk, offsets })
+    };
+    if !(1..=9).contains(&config.trial_limit) {
+        // GRUB counts in one decimal digit.
+        return Err(needs("trial_limit of 1 to 9"));
+    }
+    let config = config.clone();
+    Ok(match config.backend {
+        BackendKind::Uboot => Box::new(Counted { name: "uboot", store: raw()?, config, disks, kernel }),
+        BackendKind::Grub => {
+            let files =
+                <[PathBuf; 2]>::try_from(config.env_files.clone()).map_err(|_| needs("two env_files"))?;
+            let store = EnvStore { disks: disks.clone(), files };
+            Box::new(Counted { name: "grub", store, config, disks, kernel })
+        }
+        BackendKind::Tryboot => {
+            if Slot::BOTH.into_iter().any(|slot| config.devices(slot).boot.is_none()) {
+                return Err(needs("boot partition of each slot"));
+            }
+            let autoboot = config.autoboot.clone().ok_or_else(|| needs("autoboot"))?;
+            Box::new(Tryboot { store: raw()?, autoboot, config, disks, kernel })
+        }
+    })
 }

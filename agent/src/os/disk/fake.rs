@@ -260,7 +260,7 @@ impl Disk for FakeDisk {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        assert_eq!(self.access, Access::Write, "{} was opened for reading", self.path.display());
+        assert_ne!(self.access, Access::Read, "{} was opened for reading", self.path.display());
         *self.caches_dropped.lock().unwrap() = false;
         let mut inner = self.machine.inner();
         let torn = !inner.dead;
