@@ -11,7 +11,7 @@ mkdir -p "$out"
 export SOURCE_DATE_EPOCH=1700000000
 mirror=${COPAL_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 security=${COPAL_DEBIAN_SECURITY:-http://deb.debian.org/debian-security}
-packages=systemd,systemd-sysv,udev,dbus,network-manager,podman,linux-image-amd64,openssh-server,ca-certificates,curl,python3,iproute2,sudo,kmod,wpasupplicant,chrony,e2fsprogs,parted,jq,less,vim-tiny,rsync,gnupg,tzdata,initramfs-tools,iptables
+packages=systemd,systemd-sysv,udev,dbus,network-manager,podman,linux-image-cloud-amd64,openssh-server,ca-certificates,curl,python3,iproute2,sudo,kmod,wpasupplicant,chrony,e2fsprogs,parted,jq,less,vim-tiny,rsync,gnupg,tzdata,initramfs-tools,iptables
 
 root() {
     local name=$1
