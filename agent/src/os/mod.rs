@@ -13,6 +13,7 @@ pub mod boot;
 pub mod config;
 pub mod disk;
 pub mod health;
+pub mod install;
 pub mod journal;
 pub mod machine;
 pub mod ports;
