@@ -33,7 +33,7 @@ MACHINES = {
     "qemuarm64": "qemuall:aarch64",
     "qemux86-64": "qemuall:x86-64",
 }
-CLASSES = "cargo core-image deploy features_check native nopackages packagegroup systemd image bin_package".split()
+CLASSES = "cargo core-image deploy features_check image-artifact-names native nopackages packagegroup systemd image bin_package".split()
 # Collections that bring dynamic layers to life.
 COLLECTIONS = ("raspberrypi", "virtualization-layer", "balena-common")
 
@@ -49,6 +49,8 @@ FILESEXTRAPATHS ?= "__default:"
 FILESPATH = "${@d.getVar('FILESEXTRAPATHS').replace('__default:', '')}${FILE_DIRNAME}/${BPN}:${FILE_DIRNAME}/files"
 FILE_DIRNAME = "${@os.path.dirname(d.getVar('FILE') or '')}"
 IMAGE_LINK_NAME = "${PN}-${MACHINE}"
+IMAGE_MACHINE_SUFFIX = "-${MACHINE}"
+IMAGE_NAME_SUFFIX = ".rootfs"
 IMGDEPLOYDIR = "${WORKDIR}/images"
 PERSISTENT_DIR = "${TOPDIR}/persist"
 PN = "${@bb.parse.vars_from_file(d.getVar('FILE', False), d)[0] or 'defaultpkgname'}"

@@ -4,7 +4,7 @@
 # updates from them download less). Out: copal-os-<device type>-<version>.copal in the deploy folder, not signed: the host key
 # has no place on a build machine. `copal os sign` adds the signature where the key is.
 
-inherit deploy nopackages
+inherit deploy image-artifact-names nopackages
 
 INHIBIT_DEFAULT_DEPS = "1"
 PACKAGE_ARCH = "${MACHINE_ARCH}"
@@ -26,8 +26,7 @@ COPAL_ARCH = "${@{'aarch64': 'arm64', 'x86_64': 'amd64'}.get(d.getVar('TARGET_AR
 do_bundle[depends] += "${COPAL_BUNDLE_IMAGE}:do_image_complete copal-cli-native:do_populate_sysroot"
 do_bundle[cleandirs] = "${B}"
 do_bundle() {
-    stem=${DEPLOY_DIR_IMAGE}/${COPAL_BUNDLE_IMAGE}-${MACHINE}
-    [ -e $stem.ext4 ] || stem=${DEPLOY_DIR_IMAGE}/${COPAL_BUNDLE_IMAGE}-${MACHINE}${IMAGE_NAME_SUFFIX}
+    stem=${DEPLOY_DIR_IMAGE}/${COPAL_BUNDLE_IMAGE}${IMAGE_MACHINE_SUFFIX}${IMAGE_NAME_SUFFIX}
     set -- --rootfs $stem.ext4
     if [ "${@bb.utils.contains('COPAL_PAYLOADS', 'boot', '1', '', d)}" = 1 ]; then
         set -- "$@" --boot $stem.bootfat

@@ -78,7 +78,7 @@ copal_fat() {
     [ $mib -ge 64 ] || fat=16
     mkfs.vfat -F $fat --invariant -n $label -C $out $(expr $mib \* 1024)
     for item in $(ls $stage | LC_ALL=C sort); do
-        mcopy -s -m -i $out $stage/$item ::/
+        TZ=UTC mcopy -s -m -i $out $stage/$item ::/
     done
 }
 
