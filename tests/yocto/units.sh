@@ -21,8 +21,9 @@ for file in agent/systemd/* "$os"/*.service "$os"/*.timer "$os"/*.mount "$agent"
     sed 's|@LIBEXEC@|/usr/libexec/copal|' "$file" >"$units/$name"
     ours+=("$name")
 done
-for unit in copal-agent copal-prepare; do
-    install -D -m 0644 "$agent/$unit.service.d/10-data.conf" "$units/$unit.service.d/10-data.conf"
+for file in "$agent"/*.service.d/*.conf; do
+    install -D -m 0644 "$file" "$units/$(basename "$(dirname "$file")")/${file##*/}"
+    grep -qs "$(basename "$(dirname "$file")")/${file##*/}" "$layer"/recipes-copal/copal-agent/*.bb || { echo "$file is installed by no recipe"; exit 1; }
 done
 install -D -m 0644 "$os/emergency.conf" "$units/emergency.service.d/10-copal.conf"
 install -D -m 0644 "$layer/dynamic-layers/virtualization-layer/recipes-containers/docker/files/10-data.conf" \
@@ -54,7 +55,7 @@ done
 said=$(systemd-analyze verify --root="$root" --man=no --recursive-errors=no "${ours[@]}" emergency.service docker.service balena.service 2>&1)
 status=$?
 # The distribution's units are not ours to mend.
-said=$(grep -E "$(IFS='|' && echo "${ours[*]%.*}")|10-copal|10-data|emergency|docker|balena" <<<"$said" | grep -v "man page\|^$")
+said=$(grep -E "$(IFS='|' && echo "${ours[*]%.*}")|10-copal|10-data|20-os|emergency|docker|balena" <<<"$said" | grep -v "man page\|^$")
 [ -z "$said" ] || printf '%s\n' "$said"
 echo "${#ours[@]} units verified"
 [ $bad = 0 ] && [ -z "$said" ] && [ $status = 0 ]

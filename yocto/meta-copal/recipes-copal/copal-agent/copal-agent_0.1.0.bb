@@ -9,6 +9,7 @@ COPAL_PACKAGE = "copal-agent"
 COPAL_PROGRAM = "copal-agent"
 
 SRC_URI += "file://copal-agent.service.d/10-data.conf \
+    file://copal-agent.service.d/20-os.conf \
     file://copal-prepare.service.d/10-data.conf \
     file://var-lib-copal.mount \
 "
@@ -27,6 +28,7 @@ do_install:append() {
         install -D -m 0644 ${UNPACKDIR}/$unit.service.d/10-data.conf \
             ${D}${systemd_system_unitdir}/$unit.service.d/10-data.conf
     done
+    install -m 0644 ${UNPACKDIR}/copal-agent.service.d/20-os.conf ${D}${systemd_system_unitdir}/copal-agent.service.d/
     # Mount point of the state, on a root that is never written.
     install -d -m 0700 ${D}${localstatedir}/lib/copal
 }

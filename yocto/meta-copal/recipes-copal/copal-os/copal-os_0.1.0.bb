@@ -50,6 +50,9 @@ python do_compile() {
         "data_schema": int(d.getVar("COPAL_DATA_SCHEMA")),
         "slots": slots,
         "hooks": "/etc/copal/health.d",
+        # Through PID 1, so that containers stop in order and the data is unmounted; RebootWatchdogSec bounds it. (`reboot -f`
+        # of systemd restarts on the spot.)
+        "reboot": ["reboot"],
         "engine": True,
     }
     if config["backend"] == "none":

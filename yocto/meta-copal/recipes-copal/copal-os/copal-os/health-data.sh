@@ -1,7 +1,9 @@
 #!/bin/sh
 # A trial is well only where the data partition is mounted, and can be written. Exit 0: well.
+#
+# It looks at the agent's own folder of it: the agent runs this, and the rest of the partition is read-only to the agent.
 set -eu
-data=${1:-/data}
+data=${1:-/var/lib/copal}
 if [ -z "${1:-}" ] && ! mountpoint -q "$data"; then
     echo "$data is not mounted"
     exit 1
