@@ -13,7 +13,9 @@ use crate::{
     app::App,
     auth::{Act, Caller},
     error::{Problem, Result},
+    releases::Line,
     rollouts,
+    store::fleets::FleetRow,
 };
 
 /// Routes of deploying.
@@ -71,23 +73,25 @@ pub(crate) async fn deploy(
             "Say which release: its id, its version, or `latest`.",
         ));
     }
-    let devices = wanted
-        .devices
-        .iter()
-        .map(|id| {
-            id.parse::<DeviceId>().map_err(|_| {
-                Problem::not_found(format!("device {:?}", id.chars().take(80).collect::<String>()))
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
     let deploy = rollouts::Deploy {
+        line: Line::App,
         release: wanted.release,
-        devices,
+        devices: device_ids(&wanted.devices)?,
         tag: wanted.tag,
         dry_run: wanted.dry_run,
         expect_count: wanted.expect_count,
     };
-    let done = rollouts::deploy(&app, &caller, &fleet, &deploy).await?;
+    run(&app, &caller, &fleet, &deploy).await
+}
+
+/// Deploys, and says what came of it.
+pub(super) async fn run(
+    app: &App,
+    caller: &Caller,
+    fleet: &FleetRow,
+    deploy: &rollouts::Deploy,
+) -> Result<Json<Deployed>> {
+    let done = rollouts::deploy(app, caller, fleet, deploy).await?;
     Ok(Json(Deployed {
         release: done.release,
         version: done.version,
@@ -95,4 +99,16 @@ pub(crate) async fn deploy(
         seqs: done.seqs,
         dry_run: deploy.dry_run,
     }))
+}
+
+/// Ids of devices as a request spells them.
+pub(super) fn device_ids(words: &[String]) -> Result<Vec<DeviceId>> {
+    words
+        .iter()
+        .map(|id| {
+            id.parse::<DeviceId>().map_err(|_| {
+                Problem::not_found(format!("device {:?}", id.chars().take(80).collect::<String>()))
+            })
+        })
+        .collect()
 }

@@ -13,8 +13,9 @@ use super::fleets::Totals;
 use crate::{
     app::{self, App},
     devices::{
+        advice::advice,
         rows::{self, DeviceRow},
-        standing::{self, Facts},
+        standing::{self, Assigned, Facts, HostFacts},
     },
     error::Result,
     releases,
@@ -72,6 +73,10 @@ pub struct Device {
     pub reason: Option<Reason>,
     /// How far an update is.
     pub progress: Option<Progress>,
+    /// The operating system, where its slots are known or one was assigned.
+    pub os: Option<Os>,
+    /// The agent's own update, where it updates itself or was to.
+    pub agent: Option<Agent>,
     /// Unix seconds of the newest report.
     pub reported_at: Option<u64>,
     /// Unix seconds.
@@ -89,6 +94,69 @@ pub struct Target {
     pub seq: u64,
     /// From Root.
     pub epoch: u64,
+}
+
+/// The operating system of a device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Os {
+    /// What chooses the slot: `uboot`, `grub` or `tryboot`; absent where the device does not manage its operating system.
+    pub backend: Option<String>,
+    /// Version that runs.
+    pub version: Option<String>,
+    /// Release that runs; absent where the factory's does.
+    pub release: Option<String>,
+    /// Its slots, `a` and `b`.
+    pub slots: BTreeMap<String, Slot>,
+    /// What it was given.
+    pub target: Option<HostTarget>,
+    /// The release it is pinned to.
+    pub pinned: Option<String>,
+    /// Why it is not on its target.
+    pub reason: Option<Reason>,
+    /// How far the update is.
+    pub progress: Option<Progress>,
+    /// The release that was undone last; not tried again until the target changes or a person asks.
+    pub failed: Option<String>,
+}
+
+/// A slot of the operating system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Slot {
+    /// `committed`, `ready`, `trial`, `installing`, `empty` or `bad`.
+    #[schema(value_type = String)]
+    pub state: documents::SlotState,
+    /// Whether the kernel that runs came from it.
+    pub booted: bool,
+    /// Release in it, where known.
+    pub release: Option<String>,
+    /// Version in it, where known.
+    pub version: Option<String>,
+}
+
+/// The agent's own update.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Agent {
+    /// Release that runs; absent where the installed one does.
+    pub release: Option<String>,
+    /// What it was given.
+    pub target: Option<HostTarget>,
+    /// The release it is pinned to.
+    pub pinned: Option<String>,
+    /// Why it is not on its target.
+    pub reason: Option<Reason>,
+    /// How far the update is.
+    pub progress: Option<Progress>,
+    /// The release that was undone last.
+    pub failed: Option<String>,
+}
+
+/// An operating system or agent a device was given.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct HostTarget {
+    /// The release.
+    pub release: String,
+    /// Its version.
+    pub version: Option<String>,
 }
 
 /// A service on a device.
@@ -124,11 +192,14 @@ pub struct Reason {
     pub exit_code: Option<i64>,
     /// Its last lines.
     pub log_tail: Vec<String>,
+    /// What a person can do about it, where there is something.
+    pub next: Option<String>,
 }
 
 impl From<documents::Reason> for Reason {
     fn from(reason: documents::Reason) -> Self {
         Self {
+            next: advice(&reason.code).map(str::to_owned),
             code: reason.code,
             message: reason.message,
             release: reason.release.map(|r| r.to_string()),
@@ -142,7 +213,8 @@ impl From<documents::Reason> for Reason {
 /// How far an update is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Progress {
-    /// `downloading`, `applying` or `trial`.
+    /// `downloading`, `applying` or `trial`; of the operating system `os_downloading`, `os_verifying`, `os_waiting` or
+    /// `os_trial`; of the agent `agent_downloading` or `agent_trial`.
     pub stage: String,
     /// Bytes had.
     pub done: u64,
@@ -159,6 +231,17 @@ impl From<documents::Progress> for Progress {
             done: progress.done,
             total: progress.total,
             trial_ends: progress.trial_ends,
+        }
+    }
+}
+
+impl From<documents::SlotReport> for Slot {
+    fn from(slot: documents::SlotReport) -> Self {
+        Self {
+            state: slot.state,
+            booted: slot.booted,
+            release: slot.release.map(|r| r.to_string()),
+            version: Some(slot.version).filter(|v| !v.is_empty()),
         }
     }
 }
@@ -187,12 +270,30 @@ impl<'a> Viewer<'a> {
             clone_suspected: row.clone_suspected,
             last_seen: self.last_seen(row)?,
             online: self.online(row)?,
-            assigned: match (&row.assigned_release, row.assign_epoch, row.seq) {
-                (Some(release), Some(epoch), Some(seq)) => {
-                    Some((release.as_str(), epoch.unsigned_abs(), seq.unsigned_abs()))
-                }
+            assigned: match (row.assign_epoch, row.seq) {
+                (Some(epoch), Some(seq)) => Some(Assigned {
+                    release: row.assigned_release.as_deref(),
+                    epoch: epoch.unsigned_abs(),
+                    seq: seq.unsigned_abs(),
+                }),
                 _ => None,
             },
+            host: [
+                HostFacts {
+                    assigned: row.os_id.as_deref(),
+                    running: row.running_os.as_deref(),
+                    said: rows::stored::<documents::HostReport>(row.host_report.as_deref())
+                        .and_then(|h| h.reason),
+                    held_back: rows::stored(row.held_back_os.as_deref()),
+                },
+                HostFacts {
+                    assigned: row.agent_id.as_deref(),
+                    running: row.running_agent.as_deref(),
+                    said: rows::stored::<documents::AgentReport>(row.agent_report.as_deref())
+                        .and_then(|a| a.reason),
+                    held_back: rows::stored(row.held_back_agent.as_deref()),
+                },
+            ],
             reported: (row.report_epoch.unsigned_abs(), row.seq_applied.unsigned_abs()),
             committed: row.committed_release.as_deref(),
             said: rows::stored(row.reason.as_deref()),
@@ -226,7 +327,10 @@ impl<'a> Viewer<'a> {
             epoch: row.assign_epoch.unwrap_or(0).unsigned_abs(),
         });
         let running = running(fleet.app_id, &row, release);
+        let (os, agent) = (self.os(&row).await?, self.agent(&row).await?);
         Ok(Device {
+            os,
+            agent,
             online,
             last_seen,
             device_id: row.device_id,
@@ -254,6 +358,53 @@ impl<'a> Viewer<'a> {
             reported_at: row.report_at.map(i64::unsigned_abs),
             created_at: row.created_at.unsigned_abs(),
         })
+    }
+
+    async fn os(&mut self, row: &DeviceRow) -> Result<Option<Os>> {
+        let host: Option<documents::HostReport> = rows::stored(row.host_report.as_deref());
+        let held_back: Option<documents::Reason> = rows::stored(row.held_back_os.as_deref());
+        if host.is_none() && row.os_id.is_none() && held_back.is_none() {
+            return Ok(None);
+        }
+        let mut os = Os {
+            target: self.host_target(row.os_id.as_deref()).await?,
+            pinned: row.pinned_os.clone(),
+            ..Os::default()
+        };
+        if let Some(host) = host {
+            os.backend = Some(host.backend);
+            os.version = Some(host.version);
+            os.release = host.release.map(|r| r.to_string());
+            os.slots = host.slots.into_iter().map(|(name, slot)| (name, slot.into())).collect();
+            os.reason = host.reason.map(Into::into);
+            os.progress = host.progress.map(Into::into);
+            os.failed = host.failed.map(|r| r.to_string());
+        }
+        os.reason = held_back.map(Into::into).or(os.reason);
+        Ok(Some(os))
+    }
+
+    async fn agent(&mut self, row: &DeviceRow) -> Result<Option<Agent>> {
+        let report: Option<documents::AgentReport> = rows::stored(row.agent_report.as_deref());
+        let held_back: Option<documents::Reason> = rows::stored(row.held_back_agent.as_deref());
+        if report.is_none() && row.agent_id.is_none() && held_back.is_none() {
+            return Ok(None);
+        }
+        let report = report.unwrap_or_default();
+        Ok(Some(Agent {
+            release: report.release.map(|r| r.to_string()),
+            target: self.host_target(row.agent_id.as_deref()).await?,
+            pinned: row.pinned_agent.clone(),
+            reason: held_back.or(report.reason).map(Into::into),
+            progress: report.progress.map(Into::into),
+            failed: report.failed.map(|r| r.to_string()),
+        }))
+    }
+
+    async fn host_target(&mut self, id: Option<&str>) -> Result<Option<HostTarget>> {
+        let Some(id) = id else { return Ok(None) };
+        let version = self.release(id).await?.map(|r| r.version.to_string());
+        Ok(Some(HostTarget { release: id.to_owned(), version }))
     }
 
     async fn release(&mut self, id: &str) -> Result<Option<&Release>> {

@@ -72,6 +72,8 @@ pub struct DeviceChange {
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<String>)]
     pinned_release: Option<Option<String>>,
+    /// True lets it follow the fleet's operating system and agent again.
+    unpin_host: bool,
     /// Tags to set; null removes one.
     tags: BTreeMap<String, Option<String>>,
 }
@@ -88,7 +90,7 @@ pub struct DeviceEvent {
     pub id: u64,
     /// Unix seconds.
     pub at: u64,
-    /// `reason`, `committed`, `lock`, `root`, `agent`, `presence`, `held_back`, `clone`, `enrolled` or `state`.
+    /// `reason`, `committed`, `os`, `lock`, `root`, `agent`, `presence`, `held_back`, `clone`, `enrolled` or `state`.
     pub kind: String,
     /// Stable within its kind.
     pub code: String,
@@ -250,6 +252,9 @@ pub(crate) async fn change(
     // First what can be refused.
     if let Some(pin) = &change.pinned_release {
         rollouts::pin_device(&app, &caller, &fleet, row.id()?, pin.as_deref()).await?;
+    }
+    if change.unpin_host {
+        rollouts::unpin_host(&app, &caller, &fleet, row.id()?).await?;
     }
     if name.is_some() || !change.tags.is_empty() {
         let mut tx = app.db.write().await?;

@@ -42,6 +42,12 @@ pub struct Fleet {
     pub pinned_release: Option<String>,
     /// What devices should run unless they are pinned.
     pub target_release: Option<String>,
+    /// The operating system devices should run unless they are pinned.
+    pub target_os: Option<String>,
+    /// The agent devices should run unless they are pinned.
+    pub target_agent: Option<String>,
+    /// `HH:MM-HH:MM` in UTC: when devices may reboot into another operating system; at any time where absent.
+    pub reboot_window: Option<String>,
     /// How its devices fare.
     pub devices: Totals,
     /// Where to push.
@@ -119,6 +125,9 @@ pub(crate) fn view(app: &App, row: FleetRow, devices: Totals) -> Fleet {
         root_version: row.root_version,
         pinned_release: row.target_release.clone().filter(|_| row.pinned),
         target_release: row.target_release,
+        target_os: row.target_os,
+        target_agent: row.target_agent,
+        reboot_window: row.reboot_window,
         devices,
         git_url: format!("{}/git/{}.git", app.config.url, row.slug),
         created_at: row.created_at,

@@ -77,9 +77,23 @@ async fn gauges(app: &App) -> Result<()> {
     }
     let online = app.devices.online(app::now());
     gauge!("copal_devices_online").set(float(i64::try_from(online).unwrap_or(i64::MAX)));
+    let updating: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT 'os', COUNT(*) FROM devices d JOIN assignments a ON a.device_id = d.device_id
+            WHERE d.state = 'accepted' AND a.os_id IS NOT NULL AND a.os_id IS DISTINCT FROM d.running_os
+         UNION ALL
+         SELECT 'agent', COUNT(*) FROM devices d JOIN assignments a ON a.device_id = d.device_id
+            WHERE d.state = 'accepted' AND a.agent_id IS NOT NULL AND a.agent_id IS DISTINCT FROM d.running_agent",
+    )
+    .fetch_all(app.db.read())
+    .await?;
+    for (line, count) in updating {
+        gauge!("copal_devices_off_host_target", "line" => line).set(float(count));
+    }
     let tables = [
+        ("copal_host_releases", "SELECT COUNT(*) FROM releases WHERE line <> 'app'"),
+        ("copal_uploads", "SELECT COUNT(*) FROM uploads"),
         ("copal_fleets", "SELECT COUNT(*) FROM fleets"),
-        ("copal_releases", "SELECT COUNT(*) FROM releases"),
+        ("copal_releases", "SELECT COUNT(*) FROM releases WHERE line = 'app'"),
         ("copal_builds_queued", "SELECT COUNT(*) FROM builds WHERE status = 'queued'"),
         ("copal_builds_running", "SELECT COUNT(*) FROM builds WHERE status = 'running'"),
         ("copal_blobs", "SELECT COUNT(*) FROM blobs"),

@@ -14,6 +14,7 @@ pub mod events;
 mod extract;
 pub mod fleets;
 pub mod health;
+pub mod host_releases;
 pub mod me;
 pub mod metrics;
 pub mod openapi;
@@ -57,4 +58,5 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(events::router())
         .merge(builds::router())
         .merge(uploads::router())
+        .merge(host_releases::router())
 }

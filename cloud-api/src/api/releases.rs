@@ -26,7 +26,7 @@ use crate::{
     devices::documents::envelope,
     error::{Problem, Result},
     releases::{
-        self, ReleaseStatus,
+        self, Line, ReleaseStatus,
         rows::{self, ReleaseRow},
     },
     store::fleets::{self, FleetRow},
@@ -134,7 +134,7 @@ pub(crate) async fn list(
 ) -> Result<Json<Page<Release>>> {
     let fleet = allowed(&app, &caller, &slug, Act::Read).await?;
     let found: Vec<ReleaseRow> = sqlx::query_as(rows::select_release!(
-        "WHERE r.fleet_id = $1 AND r.counter < $2 AND r.status <> 'built' ORDER BY r.counter DESC LIMIT $3"
+        "WHERE r.fleet_id = $1 AND r.line = 'app' AND r.counter < $2 AND r.status <> 'built' ORDER BY r.counter DESC LIMIT $3"
     ))
     .bind(fleet.fleet_id.to_string())
     .bind(paging.after(i64::MAX)?)
@@ -151,6 +151,8 @@ async fn release(app: &App, caller: &Caller, id: &str, act: Act) -> Result<(Flee
     let unknown = || Problem::not_found(format!("release {:?}", id.chars().take(80).collect::<String>()));
     let row = rows::by_id(app, id).await.map_err(|p| if p.code() == "not_found" { unknown() } else { p })?;
     match allowed_id(app, caller, &row.fleet_id, act).await {
+        // Operating systems and agents have routes of their own.
+        Ok(_) if row.line()? != Line::App => Err(unknown()),
         Ok(fleet) => Ok((fleet, row)),
         Err(problem) if problem.status() == StatusCode::NOT_FOUND => Err(unknown()),
         Err(problem) => Err(problem),
@@ -320,7 +322,7 @@ fn view(
     })
 }
 
-fn signed_by(root: Option<&Verified<Root>>, envelope: &Envelope) -> Vec<Signature> {
+pub(super) fn signed_by(root: Option<&Verified<Root>>, envelope: &Envelope) -> Vec<Signature> {
     let signers = root.map(|r| verify::signers(r, envelope)).unwrap_or_default();
     let view = |keyid: &copal_protocol::ids::KeyId| {
         let role = signers.get(keyid);

@@ -4,15 +4,19 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use copal_protocol::{
     documents::{
-        AppTarget, Assignment, DeviceConfig, EnvByService, Reason, Release, ReleaseMode, Root, SPEC,
-        SealedByService,
+        AppTarget, Assignment, DeviceConfig, EnvByService, HostTarget, Reason, Release, ReleaseMode, Root,
+        SPEC, SealedByService,
     },
     ids::{AppId, DeviceId, FleetId, Sha256Hex},
     keys::PublicKey,
-    verify::{self, Code},
+    verify::{self, Code, Platform},
+    window::Window,
 };
 
-use crate::{devices::rows::reason, releases::ReleaseStatus};
+use crate::{
+    devices::rows::reason,
+    releases::{Line, ReleaseStatus},
+};
 
 /// A release that could be assigned.
 #[derive(Debug)]
@@ -38,13 +42,9 @@ pub(crate) struct Place<'a> {
 /// # Errors
 /// The reason, with one of the codes `release_invalidated`, `release_not_published`, `awaiting_signature`,
 /// `release_revoked`, `below_floor`, `incompatible`, or the `E_…` a device would answer with.
-pub(crate) fn fits(
-    candidate: &Candidate,
-    app: AppId,
-    root: &Root,
-    place: &Place<'_>,
-) -> Result<(), Box<Reason>> {
+pub(crate) fn fits(candidate: &Candidate, root: &Root, place: &Place<'_>) -> Result<(), Box<Reason>> {
     let release = &candidate.release;
+    let line = Line::of(release);
     let version = &release.version;
     let refuse = |code: &str, message: String| {
         Err(Box::new(Reason { release: Some(candidate.sha256), ..reason(code, message) }))
@@ -67,7 +67,13 @@ pub(crate) fn fits(
     if root.revoked_releases.contains(&candidate.sha256) {
         return refuse("release_revoked", format!("Root {} revokes release {version}.", root.version));
     }
-    let floor = root.floors.get(&app.to_string()).copied().unwrap_or(0).max(place.floor);
+    let platform = Platform {
+        device_type: place.device_type.to_owned(),
+        arch: place.arch.to_owned(),
+        agent: semver::Version::new(0, 0, 0),
+        os: None,
+    };
+    let floor = verify::root_floor(root, release, &platform).max(place.floor);
     if release.counter < floor {
         return refuse(
             "below_floor",
@@ -91,20 +97,32 @@ pub(crate) fn fits(
         release.services.iter().find(|(_, s)| !s.images.keys().any(|p| platform_arch(p) == place.arch));
     if !compat.arch.is_empty() && !compat.arch.contains(place.arch) || lacking.is_some() {
         let what = lacking.map_or_else(String::new, |(name, _)| format!(" of service {name}"));
-        return refuse(
-            "incompatible",
-            format!("Release {version} has no image{what} for {}, the device's architecture.", place.arch),
-        );
+        let message = match line {
+            Line::App => {
+                format!("Release {version} has no image{what} for {}, the device's architecture.", place.arch)
+            }
+            Line::Os | Line::Agent => format!(
+                "Release {version} is for {:?}; the device's architecture is {}.",
+                compat.arch, place.arch
+            ),
+        };
+        return refuse("incompatible", message);
     }
     match &candidate.refused {
         None => Ok(()),
-        Some(e) if is_unsigned(e.code) && root.policy.release_mode != ReleaseMode::Builder => refuse(
-            "awaiting_signature",
-            format!(
-                "Release {version} is not signed as Root {} asks ({}): `copal release sign`.",
-                root.version, e.detail
-            ),
-        ),
+        Some(e)
+            if line == Line::App
+                && is_unsigned(e.code)
+                && root.policy.release_mode != ReleaseMode::Builder =>
+        {
+            refuse(
+                "awaiting_signature",
+                format!(
+                    "Release {version} is not signed as Root {} asks ({}): `copal release sign`.",
+                    root.version, e.detail
+                ),
+            )
+        }
         Some(e) => refuse(e.code.as_str(), format!("Devices would refuse release {version}: {}.", e.detail)),
     }
 }
@@ -125,17 +143,26 @@ pub(crate) struct Recipient {
     pub(crate) app_id: AppId,
     pub(crate) device_id: DeviceId,
     pub(crate) key: PublicKey,
-    pub(crate) retry: u64,
+}
+
+/// What a device is to run, by line: the release, and how often a person asked to try it again.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Targets {
+    pub(crate) app: Option<HostTarget>,
+    pub(crate) os: Option<HostTarget>,
+    pub(crate) agent: Option<HostTarget>,
 }
 
 /// The assignment, without seq and time.
 pub(crate) fn draft(
     to: &Recipient,
     root: &Root,
-    release: Sha256Hex,
+    targets: &Targets,
     env: EnvByService,
     sealed: SealedByService,
+    reboot_window: Option<Window>,
 ) -> Assignment {
+    let app = targets.app.map(|t| AppTarget { app_id: to.app_id, sha256: t.sha256, retry: t.retry });
     Assignment {
         spec: SPEC,
         fleet_id: to.fleet_id,
@@ -145,12 +172,12 @@ pub(crate) fn draft(
         assign_epoch: root.assign_epoch,
         seq: 0,
         issued_at: 0,
-        apps: vec![AppTarget { app_id: to.app_id, sha256: release, retry: to.retry }],
-        host: None,
-        agent: None,
+        apps: app.into_iter().collect(),
+        host: targets.os,
+        agent: targets.agent,
         env: if env.is_empty() { BTreeMap::new() } else { BTreeMap::from([(to.app_id, env)]) },
         sealed: if sealed.is_empty() { BTreeMap::new() } else { BTreeMap::from([(to.app_id, sealed)]) },
-        config: DeviceConfig::default(),
+        config: DeviceConfig { reboot_window, ..DeviceConfig::default() },
         not_before: None,
         ext: None,
     }
@@ -183,7 +210,7 @@ mod tests {
     }
 
     fn code(candidate: &Candidate, root: &Root, place: &Place<'_>) -> String {
-        fits(candidate, OwnerKeys::fixed().app_id, root, place).err().map(|r| r.code).unwrap_or_default()
+        fits(candidate, root, place).err().map(|r| r.code).unwrap_or_default()
     }
 
     #[test]
@@ -212,6 +239,31 @@ mod tests {
         unsigned.refused = Some(verify::Error::new(Code::SigWrongRole, "by the builder"));
         assert_eq!(code(&unsigned, &root, &place), "E_SIG_WRONG_ROLE");
         assert_eq!(code(&unsigned, &keys.locked_root(), &place), "awaiting_signature");
+    }
+
+    #[test]
+    fn an_operating_system_and_an_agent_have_floors_and_fits_of_their_own() {
+        let keys = OwnerKeys::fixed();
+        let mut root = keys.root();
+        let place = Place { arch: "amd64", device_type: "generic", floor: 0 };
+        let mut os = candidate(ReleaseStatus::Final);
+        let mut release = keys.host_release(10, b"image");
+        release.compat.device_types = ["generic".to_owned()].into();
+        os.release = Arc::new(release.clone());
+        assert_eq!(code(&os, &root, &place), "");
+        assert_eq!(code(&os, &root, &Place { device_type: "raspberrypi5", ..place }), "incompatible");
+        assert_eq!(code(&os, &root, &Place { floor: 11, ..place }), "below_floor");
+        root.floors.insert("host/raspberrypi5".to_owned(), 11);
+        root.floors.insert("agent/amd64".to_owned(), 11);
+        root.floors.insert(keys.app_id.to_string(), 11);
+        assert_eq!(code(&os, &root, &place), "", "the floors of others");
+        root.floors.insert("host/generic".to_owned(), 11);
+        assert_eq!(code(&os, &root, &place), "below_floor");
+        release.compat.arch = ["arm64".to_owned()].into();
+        os.release = Arc::new(release);
+        assert_eq!(code(&os, &keys.root(), &place), "incompatible");
+        os.refused = Some(verify::Error::new(Code::SigWrongRole, "by the builder"));
+        assert_eq!(code(&os, &keys.locked_root(), &Place { arch: "arm64", ..place }), "E_SIG_WRONG_ROLE");
     }
 
     #[test]

@@ -13,11 +13,14 @@ mod tests;
 use std::{collections::HashMap, sync::Arc};
 
 use copal_protocol::{
-    documents::{Assignment, Document as _, EnvByService, Reason, Release, Root, SealedByService},
+    documents::{
+        Assignment, Document as _, EnvByService, HostTarget, Reason, Release, Root, SealedByService,
+    },
     envelope::Envelope,
     ids::{AppId, DeviceId, FleetId, Name},
     seal,
     verify::{self, Verified},
+    window::Window,
 };
 
 use crate::{
@@ -25,11 +28,11 @@ use crate::{
     bus::Event,
     devices::{memory::Mark, rows},
     error::{Problem, Result},
-    releases,
+    releases::{self, Line, line::by_line},
     store::Tx,
     variables::resolve::{self, Variable},
 };
-use content::{Candidate, Place, Recipient};
+use content::{Candidate, Place, Recipient, Targets};
 
 /// Devices in one transaction: long enough to be quick, short enough that other writes get between.
 const BATCH: i64 = 500;
@@ -39,9 +42,11 @@ const TOLD_EACH: usize = 50;
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT d.device_id, d.state, d.public_key, d.seal_key, d.arch, d.device_type, d.pinned_release, d.retry,
-             d.clone_suspected, d.committed_release, d.held_back,
-             a.assign_epoch, a.seq, a.content_sha256, a.release_id
+            "SELECT d.device_id, d.state, d.public_key, d.seal_key, d.arch, d.device_type, d.clone_suspected,
+             d.pinned_release, d.retry, d.committed_release, d.held_back,
+             d.pinned_os, d.retry_os, d.running_os, d.held_back_os,
+             d.pinned_agent, d.retry_agent, d.running_agent, d.held_back_agent,
+             a.assign_epoch, a.seq, a.content_sha256, a.release_id, a.os_id, a.agent_id
              FROM devices d LEFT JOIN assignments a ON a.device_id = d.device_id ",
             $rest
         )
@@ -110,23 +115,89 @@ struct Row {
     seal_key: String,
     arch: String,
     device_type: String,
+    clone_suspected: bool,
     pinned_release: Option<String>,
     retry: i64,
-    clone_suspected: bool,
     committed_release: Option<String>,
     held_back: Option<String>,
+    pinned_os: Option<String>,
+    retry_os: i64,
+    running_os: Option<String>,
+    held_back_os: Option<String>,
+    pinned_agent: Option<String>,
+    retry_agent: i64,
+    running_agent: Option<String>,
+    held_back_agent: Option<String>,
     assign_epoch: Option<i64>,
     seq: Option<i64>,
     content_sha256: Option<String>,
     release_id: Option<String>,
+    os_id: Option<String>,
+    agent_id: Option<String>,
+}
+
+/// What a device's row says of one line.
+#[derive(Debug, Clone, Copy)]
+struct OfLine<'a> {
+    pinned: Option<&'a String>,
+    retry: u64,
+    /// What it falls back to: its `rollback_floor` binds.
+    committed: Option<&'a String>,
+    held_back: Option<&'a String>,
+    /// What its assignment says now.
+    given: Option<&'a String>,
+}
+
+impl Row {
+    fn of(&self, line: Line) -> OfLine<'_> {
+        match line {
+            Line::App => OfLine {
+                pinned: self.pinned_release.as_ref(),
+                retry: self.retry.unsigned_abs(),
+                committed: self.committed_release.as_ref(),
+                held_back: self.held_back.as_ref(),
+                given: self.release_id.as_ref(),
+            },
+            Line::Os => OfLine {
+                pinned: self.pinned_os.as_ref(),
+                retry: self.retry_os.unsigned_abs(),
+                committed: self.running_os.as_ref(),
+                held_back: self.held_back_os.as_ref(),
+                given: self.os_id.as_ref(),
+            },
+            Line::Agent => OfLine {
+                pinned: self.pinned_agent.as_ref(),
+                retry: self.retry_agent.unsigned_abs(),
+                committed: self.running_agent.as_ref(),
+                held_back: self.held_back_agent.as_ref(),
+                given: self.agent_id.as_ref(),
+            },
+        }
+    }
+}
+
+fn target(row: &Row, line: Line, chosen: Option<&Candidate>) -> Option<HostTarget> {
+    chosen.map(|c| HostTarget { sha256: c.sha256, retry: row.of(line).retry })
 }
 
 /// What is the same for all devices of a fleet, as it stands in one transaction.
 struct Setting {
     app_id: AppId,
-    target: Option<String>,
+    /// By line, where the fleet has one.
+    targets: HashMap<Line, String>,
+    reboot_window: Option<Window>,
     root: Verified<Root>,
     variables: Vec<Variable>,
+}
+
+#[derive(Debug, sqlx::FromRow)]
+struct FleetTargets {
+    app_id: String,
+    slug: String,
+    target_release: Option<String>,
+    target_os: Option<String>,
+    target_agent: Option<String>,
+    reboot_window: Option<String>,
 }
 
 /// A refresh under way.
@@ -160,13 +231,17 @@ impl<'a> Work<'a> {
     async fn setting(&mut self, tx: &mut Tx) -> Result<Option<Setting>> {
         self.candidates.clear();
         let fleet = self.fleet.to_string();
-        let row: Option<(String, String, Option<String>)> =
-            sqlx::query_as("SELECT app_id, slug, target_release FROM fleets WHERE fleet_id = $1")
-                .bind(&fleet)
-                .fetch_optional(&mut **tx)
-                .await?;
-        let Some((app_id, slug, target)) = row else { return Ok(None) };
-        self.slug = slug;
+        let row: Option<FleetTargets> = sqlx::query_as(
+            "SELECT app_id, slug, target_release, target_os, target_agent, reboot_window FROM fleets
+             WHERE fleet_id = $1",
+        )
+        .bind(&fleet)
+        .fetch_optional(&mut **tx)
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        self.slug = row.slug;
+        let targets =
+            [(Line::App, row.target_release), (Line::Os, row.target_os), (Line::Agent, row.target_agent)];
         // Its place in the chain was checked when it was uploaded. Read here and not from memory, so that no older one
         // can be gone by.
         let root: Option<Vec<u8>> = sqlx::query_scalar(
@@ -184,8 +259,9 @@ impl<'a> Work<'a> {
         .fetch_all(&mut **tx)
         .await?;
         Ok(Some(Setting {
-            app_id: app_id.parse().map_err(Problem::internal)?,
-            target,
+            app_id: row.app_id.parse().map_err(Problem::internal)?,
+            targets: targets.into_iter().filter_map(|(line, id)| Some((line, id?))).collect(),
+            reboot_window: row.reboot_window.map(|w| w.parse()).transpose().map_err(Problem::internal)?,
             root: Envelope::parse::<Root>(&root)
                 .and_then(|envelope| verify::first_root(&envelope, self.fleet))
                 .map_err(Problem::internal)?,
@@ -203,23 +279,32 @@ impl<'a> Work<'a> {
         if row.state != "accepted" || row.clone_suspected {
             return Ok(seq);
         }
-        let (release, held_back) = self.choose(tx, setting, row).await?;
-        let Some(candidate) = release else {
-            self.hold_back(tx, row, held_back.as_ref()).await?;
+        let (release, held_back) = self.choose(tx, setting, row, Line::App).await?;
+        let mut targets = Targets { app: target(row, Line::App, release.as_deref()), ..Targets::default() };
+        for line in [Line::Os, Line::Agent] {
+            let (chosen, held_back) = self.choose(tx, setting, row, line).await?;
+            self.hold_back(tx, row, line, held_back.as_ref()).await?;
+            *if line == Line::Os { &mut targets.os } else { &mut targets.agent } =
+                target(row, line, chosen.as_deref());
+        }
+        if targets.app.is_none() && targets.os.is_none() && targets.agent.is_none() {
+            self.hold_back(tx, row, Line::App, held_back.as_ref()).await?;
             return Ok(seq);
-        };
+        }
         let to = Recipient {
             fleet_id: self.fleet,
             app_id: setting.app_id,
             device_id: row.device_id.parse().map_err(Problem::internal)?,
             key: row.public_key.parse().map_err(Problem::internal)?,
-            retry: row.retry.unsigned_abs(),
         };
-        let (env, sealed) = self.variables(tx, setting, row, &to, &candidate.release).await?;
-        let mut assignment = content::draft(&to, &setting.root, candidate.sha256, env, sealed);
+        let (env, sealed) = match &release {
+            Some(candidate) => self.variables(tx, setting, row, &to, &candidate.release).await?,
+            None => Default::default(),
+        };
+        let mut assignment = content::draft(&to, &setting.root, &targets, env, sealed, setting.reboot_window);
         let fingerprint = content::fingerprint(&assignment).map_err(Problem::internal)?.to_string();
         if row.content_sha256.as_deref() == Some(&fingerprint) {
-            self.hold_back(tx, row, held_back.as_ref()).await?;
+            self.hold_back(tx, row, Line::App, held_back.as_ref()).await?;
             return Ok(seq);
         }
         let Some(next) = content::next_seq(last, setting.root.assign_epoch) else {
@@ -239,53 +324,59 @@ impl<'a> Work<'a> {
                     Assignment::MAX_BYTES
                 ),
             );
-            self.hold_back(tx, row, Some(&reason)).await?;
+            self.hold_back(tx, row, Line::App, Some(&reason)).await?;
             return Ok(seq);
         }
-        self.hold_back(tx, row, held_back.as_ref()).await?;
+        self.hold_back(tx, row, Line::App, held_back.as_ref()).await?;
         let sha256 = envelope.payload_sha256();
         sqlx::query(
-            "INSERT INTO assignments (device_id, assign_epoch, seq, sha256, content_sha256, release_id, envelope, issued_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+            "INSERT INTO assignments (device_id, assign_epoch, seq, sha256, content_sha256, release_id, envelope, issued_at,
+                os_id, agent_id)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
              ON CONFLICT (device_id) DO UPDATE SET assign_epoch = excluded.assign_epoch, seq = excluded.seq,
                 sha256 = excluded.sha256, content_sha256 = excluded.content_sha256, release_id = excluded.release_id,
-                envelope = excluded.envelope, issued_at = excluded.issued_at",
+                envelope = excluded.envelope, issued_at = excluded.issued_at, os_id = excluded.os_id,
+                agent_id = excluded.agent_id",
         )
         .bind(&row.device_id)
         .bind(assignment.assign_epoch.cast_signed())
         .bind(next.cast_signed())
         .bind(sha256.to_string())
         .bind(&fingerprint)
-        .bind(candidate.sha256.to_string())
+        .bind(targets.app.map(|t| t.sha256.to_string()))
         .bind(&bytes)
         .bind(assignment.issued_at.cast_signed())
+        .bind(targets.os.map(|t| t.sha256.to_string()))
+        .bind(targets.agent.map(|t| t.sha256.to_string()))
         .execute(&mut **tx)
         .await?;
         self.marks.push((to.device_id, Mark { sha256, epoch: assignment.assign_epoch, seq: next }));
         Ok(Some(next))
     }
 
-    /// The release a device gets: what it should have where that fits, else what it was given before; and why it does
-    /// not get what it should.
+    /// The release of a line a device gets: what it should have where that fits, else what it was given before; and
+    /// why it does not get what it should.
     async fn choose(
         &mut self,
         tx: &mut Tx,
         setting: &Setting,
         row: &Row,
+        line: Line,
     ) -> Result<(Option<Arc<Candidate>>, Option<Reason>)> {
-        let given = match &row.release_id {
+        let of = row.of(line);
+        let given = match of.given {
             Some(id) => self.candidate(tx, setting, id).await?,
             None => None,
         };
-        let Some(wanted) = row.pinned_release.as_ref().or(setting.target.as_ref()) else {
+        let Some(wanted) = of.pinned.or_else(|| setting.targets.get(&line)) else {
             return Ok((given, None));
         };
-        if row.release_id.as_ref() == Some(wanted) {
+        if of.given == Some(wanted) {
             // It has it: an invalidated release runs on where it runs.
             return Ok((given, None));
         }
         let Some(candidate) = self.candidate(tx, setting, wanted).await? else { return Ok((given, None)) };
-        let committed = match &row.committed_release {
+        let committed = match of.committed {
             Some(id) => self.candidate(tx, setting, id).await?,
             None => None,
         };
@@ -294,7 +385,7 @@ impl<'a> Work<'a> {
             device_type: &row.device_type,
             floor: committed.map_or(0, |c| c.release.rollback_floor),
         };
-        match content::fits(&candidate, setting.app_id, &setting.root, &place) {
+        match content::fits(&candidate, &setting.root, &place) {
             Ok(()) => Ok((Some(candidate), None)),
             Err(reason) => Ok((given, Some(*reason))),
         }
@@ -392,17 +483,19 @@ impl<'a> Work<'a> {
         Ok(text)
     }
 
-    /// Writes down why a device does not get what it should, where that changed.
-    async fn hold_back(&mut self, tx: &mut Tx, row: &Row, reason: Option<&Reason>) -> Result<()> {
+    /// Writes down why a device does not get what it should of a line, where that changed.
+    async fn hold_back(&mut self, tx: &mut Tx, row: &Row, line: Line, reason: Option<&Reason>) -> Result<()> {
         let text = rows::json(reason)?;
-        if text == row.held_back {
+        if text.as_ref() == row.of(line).held_back {
             return Ok(());
         }
-        sqlx::query("UPDATE devices SET held_back = $2 WHERE device_id = $1")
-            .bind(&row.device_id)
-            .bind(&text)
-            .execute(&mut **tx)
-            .await?;
+        let sql = by_line!(
+            line,
+            "UPDATE devices SET ",
+            "held_back" | "held_back_os" | "held_back_agent",
+            " = $2 WHERE device_id = $1"
+        );
+        sqlx::query(sql).bind(&row.device_id).bind(&text).execute(&mut **tx).await?;
         let device = row.device_id.parse().map_err(Problem::internal)?;
         if let Some(reason) = reason {
             let event = rows::NewEvent::new("held_back", reason.code.clone(), reason.message.clone());

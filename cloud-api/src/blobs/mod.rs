@@ -18,6 +18,7 @@ use tokio::sync::RwLock;
 use crate::app::{App, now};
 
 mod gc;
+pub(crate) mod range;
 mod spool;
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What templates show: the API's own types, with the word and the tone a person reads first.
 
-use copal_protocol::documents::ServiceState;
+use copal_protocol::documents::{ServiceState, SlotState};
 
 use crate::api::{builds, device_views, devices, releases};
 
@@ -34,6 +34,94 @@ pub(super) struct Device {
     pub(super) os_version: String,
     pub(super) root_version: Option<u64>,
     pub(super) public_key: String,
+    pub(super) os: Option<Os>,
+    pub(super) agent: Option<Part>,
+}
+
+/// The operating system of a device.
+#[derive(Debug)]
+pub(super) struct Os {
+    pub(super) backend: String,
+    pub(super) version: String,
+    pub(super) slots: Vec<Slot>,
+    pub(super) part: Part,
+}
+
+/// A slot of it.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) name: String,
+    pub(super) state: &'static str,
+    pub(super) tone: &'static str,
+    pub(super) booted: bool,
+    pub(super) version: String,
+    pub(super) release: Option<String>,
+}
+
+/// Where an operating system or agent is on its way to.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) target: Option<device_views::HostTarget>,
+    pub(super) reason: Option<device_views::Reason>,
+    pub(super) stage: String,
+    pub(super) progress: Option<device_views::Progress>,
+    pub(super) failed: Option<String>,
+}
+
+impl Part {
+    fn new(
+        target: Option<device_views::HostTarget>,
+        reason: Option<device_views::Reason>,
+        progress: Option<device_views::Progress>,
+        failed: Option<String>,
+    ) -> Self {
+        let stage = progress.as_ref().map_or("", |p| stage_word(&p.stage)).to_owned();
+        Self { target, reason, stage, progress: progress.filter(|p| p.total > 0), failed }
+    }
+}
+
+impl From<device_views::Os> for Os {
+    fn from(os: device_views::Os) -> Self {
+        let slots = os.slots.into_iter().map(|(name, slot)| {
+            let (state, tone) = slot_word(slot.state);
+            Slot {
+                name,
+                state,
+                tone,
+                booted: slot.booted,
+                version: slot.version.unwrap_or_else(|| "not known".to_owned()),
+                release: slot.release,
+            }
+        });
+        Self {
+            slots: slots.collect(),
+            backend: os.backend.unwrap_or_else(|| UNKNOWN.to_owned()),
+            version: os.version.unwrap_or_else(|| UNKNOWN.to_owned()),
+            part: Part::new(os.target, os.reason, os.progress, os.failed),
+        }
+    }
+}
+
+const fn slot_word(state: SlotState) -> (&'static str, &'static str) {
+    match state {
+        SlotState::Committed => ("committed", "good"),
+        SlotState::Ready => ("ready", ""),
+        SlotState::Trial => ("on trial", "busy"),
+        SlotState::Installing => ("installing", "busy"),
+        SlotState::Empty => ("empty", ""),
+        SlotState::Bad => ("failed", "bad"),
+    }
+}
+
+/// A stage in words.
+fn stage_word(stage: &str) -> &'static str {
+    match stage {
+        "os_downloading" | "agent_downloading" => "downloading",
+        "os_verifying" => "reading back what was written",
+        "os_waiting" => "waiting to reboot",
+        "os_trial" | "agent_trial" => "on trial",
+        _ => "under way",
+    }
 }
 
 /// A service of a device: what runs beside what should.
@@ -74,6 +162,8 @@ impl From<device_views::Device> for Device {
             os_version: device.os_version.unwrap_or_else(|| UNKNOWN.to_owned()),
             root_version: device.root_version,
             public_key: device.public_key,
+            os: device.os.map(Into::into),
+            agent: device.agent.map(|a| Part::new(a.target, a.reason, a.progress, a.failed)),
         }
     }
 }
@@ -95,8 +185,11 @@ fn status(device: &device_views::Device) -> Status {
     match code {
         _ if !device.online => status(if device.last_seen.is_some() { "offline" } else { "never seen" }, ""),
         _ if device.on_target => status("on target", "good"),
-        "trial" => status("on trial", "busy"),
-        "downloading" => status("downloading", "busy"),
+        "trial" | "os_trial" | "agent_trial" => status("on trial", "busy"),
+        "downloading" | "os_downloading" | "os_verifying" | "agent_downloading" => {
+            status("downloading", "busy")
+        }
+        "os_waiting" | "os_waiting_lock" | "os_waiting_window" => status("waits to reboot", "busy"),
         "locked" | "paused" | "awaiting_signature" | "waiting_not_before" => status("waiting", "busy"),
         _ => status("updating", "busy"),
     }
@@ -120,7 +213,19 @@ fn is_failure(code: &str) -> bool {
         "clone_suspected",
         "incompatible",
     ];
-    code.starts_with("E_") || FAILURES.contains(&code)
+    const UNDER_WAY: &[&str] = &[
+        "os_downloading",
+        "os_verifying",
+        "os_waiting",
+        "os_waiting_lock",
+        "os_waiting_window",
+        "os_trial",
+        "os_cancelled",
+        "agent_downloading",
+        "agent_trial",
+    ];
+    let host = code.starts_with("os_") || code.starts_with("agent_");
+    code.starts_with("E_") || FAILURES.contains(&code) || host && !UNDER_WAY.contains(&code)
 }
 
 /// The services of a device, of all its apps.
@@ -291,10 +396,21 @@ mod tests {
 
     #[test]
     fn what_is_under_way_is_no_failure() {
-        for code in ["rolled_back", "E_SIG_INVALID", "no_space", "conflict"] {
+        for code in ["rolled_back", "E_SIG_INVALID", "no_space", "conflict", "os_unhealthy", "agent_parked"] {
             assert!(is_failure(code), "{code}");
         }
-        for code in ["", "trial", "downloading", "starting", "offline", "never_seen", "awaiting_signature"] {
+        for code in [
+            "",
+            "trial",
+            "os_trial",
+            "os_waiting_window",
+            "agent_downloading",
+            "downloading",
+            "starting",
+            "offline",
+            "never_seen",
+            "awaiting_signature",
+        ] {
             assert!(!is_failure(code), "{code}");
         }
     }

@@ -4,19 +4,21 @@ use axum::{
     body::Bytes,
     extract::{Path, State},
     http::{HeaderMap, HeaderValue, header},
-    response::IntoResponse,
+    response::{IntoResponse, Response},
 };
 use copal_protocol::{
     device_api::FreshnessRequest,
     documents::{Freshness, SPEC},
     envelope::Envelope,
-    ids::Sha256Hex,
+    ids::{Digest, Sha256Hex},
 };
 
 use super::{Strict, presence};
 use crate::{
     app::{self, App},
+    blobs::range::{self, Asked},
     error::{Problem, Result},
+    releases,
 };
 
 /// An envelope's bytes as an answer.
@@ -45,7 +47,7 @@ pub(super) async fn root(
     bytes.map(envelope).ok_or_else(unknown)
 }
 
-/// A release this device may have: assigned to it, committed on it, or final in its fleet.
+/// A release this device may have: assigned to it, committed on it, or an app release final in its fleet.
 pub(super) async fn release(
     State(app): State<App>,
     Path(id): Path<String>,
@@ -62,9 +64,12 @@ pub(super) async fn release(
     };
     let id: Sha256Hex = id.parse().map_err(|_| unknown())?;
     let bytes: Option<Vec<u8>> = sqlx::query_scalar(
-        "SELECT r.envelope FROM releases r WHERE r.id = $1 AND r.fleet_id = $2 AND (r.status = 'final'
-            OR EXISTS (SELECT 1 FROM assignments a WHERE a.device_id = $3 AND a.release_id = r.id)
-            OR EXISTS (SELECT 1 FROM devices d WHERE d.device_id = $3 AND d.committed_release = r.id))",
+        "SELECT r.envelope FROM releases r WHERE r.id = $1 AND r.fleet_id = $2 AND (
+            (r.line = 'app' AND r.status = 'final')
+            OR EXISTS (SELECT 1 FROM assignments a
+                WHERE a.device_id = $3 AND r.id IN (a.release_id, a.os_id, a.agent_id))
+            OR EXISTS (SELECT 1 FROM devices d
+                WHERE d.device_id = $3 AND r.id IN (d.committed_release, d.running_os, d.running_agent)))",
     )
     .bind(id.to_string())
     .bind(entry.fleet_id.to_string())
@@ -72,6 +77,42 @@ pub(super) async fn release(
     .fetch_optional(app.db.read())
     .await?;
     bytes.map(envelope).ok_or_else(unknown)
+}
+
+/// A blob of an operating system or agent assigned to this device, whole or one range of it.
+pub(super) async fn blob(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let entry = app.devices.session(&headers)?;
+    presence::heard(&app, &entry);
+    let unknown = || {
+        Problem::new(
+            http::StatusCode::NOT_FOUND,
+            "blob_unknown",
+            "There is no such blob, or nothing assigned to this device names it.",
+        )
+    };
+    let id: Sha256Hex = id.parse().map_err(|_| unknown())?;
+    let digest = Digest::from_bytes(*id.as_bytes());
+    let device = entry.device_id.to_string();
+    let size = releases::host::blob_for(&app, &device, &digest).await?.ok_or_else(unknown)?;
+    let refused = |detail: String| {
+        let problem = Problem::new(http::StatusCode::RANGE_NOT_SATISFIABLE, "range_invalid", detail);
+        let mut response = problem.into_response();
+        let length = HeaderValue::try_from(format!("bytes */{size}")).map_err(Problem::internal)?;
+        response.headers_mut().insert(header::CONTENT_RANGE, length);
+        Ok(response)
+    };
+    let range = match range::asked(&headers, &digest, size) {
+        Asked::Whole => None,
+        Asked::One(range) => Some(range),
+        Asked::Several => return refused("One range at a time: `bytes=first-last`.".to_owned()),
+        Asked::Unsatisfiable => return refused(format!("The blob has {size} bytes.")),
+    };
+    metrics::counter!("copal_device_blob_requests_total").increment(1);
+    Ok(range::respond(&app, &digest, size, range, false).await?)
 }
 
 /// The cloud's word, against the device's nonce, which assignment is the newest.

@@ -10,10 +10,12 @@
 //! | `enrol`, `login`, `challenge` | how a device gets in |
 //! | [`state`], `documents`, `report` | what it asks and says |
 //! | `presence` | who is online |
+//! | `advice` | what a person can do about a reason |
 //! | `standing` | on target or not, and the one reason |
 //! | `rows` | the database |
 //! | `limit` | how often |
 
+pub(crate) mod advice;
 mod challenge;
 pub(crate) mod documents;
 mod enrol;
@@ -93,6 +95,7 @@ pub fn router() -> axum::Router<App> {
         .route("/device/v1/roots/{version}", get(documents::root))
         .route("/device/v1/state", get(state::state))
         .route("/device/v1/releases/{id}", get(documents::release))
+        .route("/device/v1/blobs/{sha256}", get(documents::blob))
         .route("/device/v1/freshness", post(documents::freshness).layer(DefaultBodyLimit::max(small)))
         .route(
             "/device/v1/report",

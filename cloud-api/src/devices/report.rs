@@ -1,6 +1,8 @@
 //! `POST /device/v1/report`: what a device says of itself, signed by it. The newest envelope is kept whole, so that an
 //! owner can check what the cloud shows; what lists and pages need is put beside it.
 
+mod host;
+
 use std::time::Instant;
 
 use axum::{
@@ -67,6 +69,7 @@ async fn take(app: &App, entry: &super::memory::Entry, report: &Report, body: &[
         .and_then(|id| report.committed.get(&id))
         .map(ToString::to_string);
     let reason = report.reason.as_ref().map(clean);
+    let (host, agent) = (report.host.as_ref().map(host::clean), report.agent.as_ref().map(host::clean_agent));
     let mut tx = app.db.write().await?;
     let old = rows::by_id_in(&mut tx, entry.device_id).await?.ok_or_else(|| Problem::not_found("device"))?;
     if report.report_counter <= old.report_counter.unsigned_abs() {
@@ -78,7 +81,8 @@ async fn take(app: &App, entry: &super::memory::Entry, report: &Report, body: &[
     sqlx::query(
         "UPDATE devices SET report = $2, report_boot_id = $3, report_counter = $4, report_epoch = $5, report_at = $6,
             agent_version = $7, os_version = $8, root_version = $9, lock_state = $10, seq_applied = $11,
-            committed_release = $12, reason = $13, progress = $14, running = $15, last_seen = $6
+            committed_release = $12, reason = $13, progress = $14, running = $15, last_seen = $6,
+            host_report = $16, running_os = $17, agent_report = $18, running_agent = $19
          WHERE device_id = $1",
     )
     .bind(entry.device_id.to_string())
@@ -94,11 +98,16 @@ async fn take(app: &App, entry: &super::memory::Entry, report: &Report, body: &[
     .bind(report.seq_applied.cast_signed())
     .bind(&committed)
     .bind(rows::json(reason.as_ref())?)
-    .bind(rows::json::<Progress>(report.progress.as_ref())?)
+    .bind(rows::json::<Progress>(report.progress.as_ref().map(clean_progress).as_ref())?)
     .bind(rows::json(Some(&report.running))?)
+    .bind(rows::json(host.as_ref())?)
+    .bind(host.as_ref().and_then(host::runs_os))
+    .bind(rows::json(agent.as_ref())?)
+    .bind(agent.as_ref().and_then(host::runs_agent))
     .execute(&mut *tx)
     .await?;
-    let events = events(&old, report, reason.as_ref(), committed.as_deref());
+    let mut events = events(&old, report, reason.as_ref(), committed.as_deref());
+    events.extend(host::events(&old, host.as_ref(), agent.as_ref()));
     rows::add_events(&mut tx, entry.device_id, now, &events).await?;
     tx.commit().await?;
     Ok(())
@@ -113,18 +122,7 @@ fn events(
 ) -> Vec<rows::NewEvent> {
     let mut events = Vec::new();
     let before: Option<Reason> = rows::stored(old.reason.as_deref());
-    let telling = |r: &Reason| (r.code.clone(), r.service.clone(), r.release, r.exit_code);
-    if before.as_ref().map(telling) != reason.map(telling) {
-        events.push(match reason {
-            Some(r) => rows::NewEvent {
-                kind: "reason",
-                code: r.code.clone(),
-                message: r.message.clone(),
-                data: json!({"service": r.service, "exit_code": r.exit_code, "release": r.release, "log_tail": r.log_tail}),
-            },
-            None => rows::NewEvent::new("reason", "on_target", "Nothing is in the way any more."),
-        });
-    }
+    events.extend(changed(before.as_ref(), reason, "Nothing is in the way any more."));
     if committed.is_some() && old.committed_release.as_deref() != committed {
         events.push(rows::NewEvent {
             kind: "committed",
@@ -167,6 +165,23 @@ fn events(
     events
 }
 
+/// The event of a reason that is another than before.
+fn changed(before: Option<&Reason>, now: Option<&Reason>, gone: &str) -> Option<rows::NewEvent> {
+    let telling = |r: &Reason| (r.code.clone(), r.service.clone(), r.release, r.exit_code);
+    if before.map(telling) == now.map(telling) {
+        return None;
+    }
+    Some(match now {
+        Some(r) => rows::NewEvent {
+            kind: "reason",
+            code: r.code.clone(),
+            message: r.message.clone(),
+            data: json!({"service": r.service, "exit_code": r.exit_code, "release": r.release, "log_tail": r.log_tail}),
+        },
+        None => rows::NewEvent::new("reason", "on_target", gone),
+    })
+}
+
 const fn lock_word(lock: LockState) -> &'static str {
     match lock {
         LockState::Open => "open",
@@ -182,6 +197,11 @@ fn clean(reason: &Reason) -> Reason {
         log_tail: reason.log_tail.iter().rev().take(50).rev().map(|line| short(line, 500)).collect(),
         ..reason.clone()
     }
+}
+
+/// Progress within bounds.
+fn clean_progress(progress: &Progress) -> Progress {
+    Progress { stage: short(&progress.stage, 32), ..progress.clone() }
 }
 
 /// A device's text within bounds, and unable to steer a terminal or pass for two lines.

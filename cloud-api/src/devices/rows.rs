@@ -122,8 +122,18 @@ pub(crate) struct DeviceRow {
     pub(crate) progress: Option<String>,
     pub(crate) running: Option<String>,
     pub(crate) held_back: Option<String>,
+    pub(crate) held_back_os: Option<String>,
+    pub(crate) held_back_agent: Option<String>,
+    pub(crate) pinned_os: Option<String>,
+    pub(crate) pinned_agent: Option<String>,
+    pub(crate) host_report: Option<String>,
+    pub(crate) agent_report: Option<String>,
+    pub(crate) running_os: Option<String>,
+    pub(crate) running_agent: Option<String>,
     // Of the assignment.
     pub(crate) assigned_release: Option<String>,
+    pub(crate) os_id: Option<String>,
+    pub(crate) agent_id: Option<String>,
     pub(crate) assign_epoch: Option<i64>,
     pub(crate) seq: Option<i64>,
 }
@@ -142,7 +152,8 @@ macro_rules! select_device {
              d.device_type, d.created_at, d.last_seen, d.pinned_release, d.link_hash, d.link_previous_hash,
              d.clone_suspected, d.report_counter, d.report_epoch, d.report_at, d.agent_version, d.os_version,
              d.root_version, d.lock_state, d.seq_applied, d.committed_release, d.reason, d.held_back,
-             a.release_id AS assigned_release, a.assign_epoch, a.seq, ",
+             d.held_back_os, d.held_back_agent, d.pinned_os, d.pinned_agent, d.host_report, d.agent_report, d.running_os,
+             d.running_agent, a.release_id AS assigned_release, a.os_id, a.agent_id, a.assign_epoch, a.seq, ",
             $heavy,
             " FROM devices d LEFT JOIN assignments a ON a.device_id = d.device_id ",
             $rest

@@ -15,6 +15,14 @@ const PASSING: &[&str] = &[
     "engine_absent",
     "not_fresh",
     "no_assignment",
+    "os_downloading",
+    "os_verifying",
+    "os_waiting",
+    "os_waiting_lock",
+    "os_waiting_window",
+    "os_trial",
+    "agent_downloading",
+    "agent_trial",
 ];
 
 /// Reasons of the cloud: nothing failed on the device.
@@ -38,8 +46,8 @@ pub(crate) struct Facts<'a> {
     /// Unix seconds.
     pub(crate) last_seen: Option<u64>,
     pub(crate) online: bool,
-    /// Release, epoch and seq it was given.
-    pub(crate) assigned: Option<(&'a str, u64, u64)>,
+    /// What it was given.
+    pub(crate) assigned: Option<Assigned<'a>>,
     /// Epoch and applied seq of its newest report.
     pub(crate) reported: (u64, u64),
     pub(crate) committed: Option<&'a str>,
@@ -47,6 +55,34 @@ pub(crate) struct Facts<'a> {
     pub(crate) held_back: Option<Reason>,
     /// Version of a newer release that waits for the owner.
     pub(crate) awaiting: Option<&'a str>,
+    /// The operating system, then the agent.
+    pub(crate) host: [HostFacts<'a>; 2],
+}
+
+/// What a device was given.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Assigned<'a> {
+    /// The app's release; absent where there is only an operating system or agent for it.
+    pub(crate) release: Option<&'a str>,
+    pub(crate) epoch: u64,
+    pub(crate) seq: u64,
+}
+
+/// What is known of a device's operating system, or of its agent.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HostFacts<'a> {
+    /// The release it was given.
+    pub(crate) assigned: Option<&'a str>,
+    /// The release that runs and is no trial.
+    pub(crate) running: Option<&'a str>,
+    pub(crate) said: Option<Reason>,
+    pub(crate) held_back: Option<Reason>,
+}
+
+impl HostFacts<'_> {
+    fn applied(&self) -> bool {
+        self.assigned.is_none() || (self.assigned == self.running && self.said.is_none())
+    }
 }
 
 /// Where a device stands.
@@ -86,7 +122,8 @@ pub(crate) fn standing(facts: &Facts<'_>) -> Standing {
     if facts.last_seen.is_none() {
         return off(reason("never_seen", "The device enrolled but never logged in."));
     }
-    if let Some(held_back) = &facts.held_back {
+    let held_back = facts.host.iter().map(|h| &h.held_back);
+    if let Some(held_back) = [&facts.held_back].into_iter().chain(held_back).find_map(Option::as_ref) {
         return off(held_back.clone());
     }
     let awaiting = |version: &str| {
@@ -95,24 +132,36 @@ pub(crate) fn standing(facts: &Facts<'_>) -> Standing {
             format!("Release {version} waits for the owner's signature: `copal release sign`."),
         )
     };
-    let Some((release, epoch, seq)) = facts.assigned else {
+    let Some(assigned) = facts.assigned else {
         return off(match facts.awaiting {
             Some(version) => awaiting(version),
             None => reason("no_release", "The fleet has no release yet: push one."),
         });
     };
-    let applied = facts.reported == (epoch, seq) && facts.committed == Some(release) && facts.said.is_none();
+    let applied = facts.reported == (assigned.epoch, assigned.seq)
+        && assigned.release.is_none_or(|release| facts.committed == Some(release))
+        && facts.said.is_none()
+        && facts.host.iter().all(HostFacts::applied);
     if applied {
         return match facts.awaiting {
             Some(version) => off(awaiting(version)),
             None => Standing { on_target: true, reason: None },
         };
     }
-    if let Some(said) = &facts.said
-        && (facts.online || !PASSING.contains(&said.code.as_str()))
-        && !(facts.reported != (epoch, seq) && of_another(said, release))
-    {
-        return off(said.clone());
+    // What failed comes before what is under way; the app before what it runs on.
+    let given_since = facts.reported != (assigned.epoch, assigned.seq);
+    let app = facts
+        .said
+        .as_ref()
+        .filter(|said| !(given_since && assigned.release.is_some_and(|release| of_another(said, release))));
+    let host = facts.host.iter().filter_map(|host| {
+        let of_before = |said: &&Reason| given_since && host.assigned.is_some_and(|id| of_another(said, id));
+        host.said.as_ref().filter(|said| !of_before(said))
+    });
+    let said: Vec<&Reason> = app.into_iter().chain(host).collect();
+    let failed = said.iter().find(|r| !PASSING.contains(&r.code.as_str()));
+    if let Some(said) = failed.or_else(|| said.first().filter(|_| facts.online)) {
+        return off((*said).clone());
     }
     if !facts.online {
         return off(reason("offline", "The device is offline; it updates when it is back."));
@@ -139,12 +188,13 @@ mod tests {
             clone_suspected: false,
             last_seen: Some(1),
             online: true,
-            assigned: Some(("r1", 1, 7)),
+            assigned: Some(Assigned { release: Some("r1"), epoch: 1, seq: 7 }),
             reported: (1, 7),
             committed: Some("r1"),
             said: None,
             held_back: None,
             awaiting: None,
+            host: [HostFacts::default(), HostFacts::default()],
         }
     }
 
@@ -188,12 +238,35 @@ mod tests {
     fn what_was_said_of_the_release_before_is_not_said_of_the_one_given_since() {
         let (old, new) = (Sha256Hex::of(b"old"), Sha256Hex::of(b"new").to_string());
         let said = |code: &str| Some(Reason { release: Some(old), ..reason(code, "") });
-        let given = Facts { assigned: Some((new.as_str(), 1, 8)), ..facts() };
+        let given =
+            Facts { assigned: Some(Assigned { release: Some(new.as_str()), epoch: 1, seq: 8 }), ..facts() };
         assert_eq!(code(&Facts { said: said("rolled_back"), ..given.clone() }), "updating");
         assert_eq!(code(&Facts { said: said("rolled_back"), online: false, ..given.clone() }), "offline");
         assert_eq!(code(&Facts { said: said("E_SIG_MISSING"), ..given.clone() }), "E_SIG_MISSING");
         assert_eq!(code(&Facts { said: said("engine_absent"), ..given.clone() }), "engine_absent");
         assert_eq!(code(&Facts { said: said("conflict"), reported: (1, 8), ..given }), "conflict");
+    }
+
+    #[test]
+    fn an_operating_system_counts_too_and_what_failed_comes_first() {
+        let os = |said: Option<&str>, running: &'static str| HostFacts {
+            assigned: Some("o2"),
+            running: Some(running),
+            said: said.map(|code| reason(code, "")),
+            held_back: None,
+        };
+        let with = |os: HostFacts<'static>| Facts { host: [os, HostFacts::default()], ..facts() };
+        assert_eq!(code(&with(os(None, "o2"))), "");
+        assert_eq!(code(&with(os(None, "o1"))), "updating");
+        assert_eq!(code(&with(os(Some("os_trial"), "o1"))), "os_trial");
+        assert_eq!(code(&Facts { online: false, ..with(os(Some("os_trial"), "o1")) }), "offline");
+        let both = Facts { said: Some(reason("downloading", "")), ..with(os(Some("os_unhealthy"), "o1")) };
+        assert_eq!(code(&both), "os_unhealthy");
+        let held = HostFacts { held_back: Some(reason("incompatible", "")), ..HostFacts::default() };
+        assert_eq!(code(&with(held)), "incompatible");
+        let only_os = Assigned { release: None, epoch: 1, seq: 7 };
+        let alone = Facts { assigned: Some(only_os), committed: None, ..with(os(None, "o2")) };
+        assert_eq!(code(&alone), "", "a device without an app is on target with its operating system");
     }
 
     #[test]

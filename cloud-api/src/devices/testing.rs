@@ -255,7 +255,7 @@ impl Device {
             seq_applied: assignment.seq,
             unfresh: false,
             running: std::collections::BTreeMap::new(),
-            committed: [(fleet.keys.app_id, assignment.apps[0].sha256)].into(),
+            committed: assignment.apps.iter().map(|app| (app.app_id, app.sha256)).collect(),
             reason: None,
             progress: None,
             host: None,

@@ -1,16 +1,22 @@
 //! Reading: blobs, manifests, tags, referrers.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::collections::BTreeMap;
 
 use axum::{
     body::Body,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::Response,
 };
 use copal_protocol::ids::Digest;
 
 use super::{Access, Manifest, OciError, Reference, rows};
-use crate::{app::App, blobs};
+use crate::{
+    app::App,
+    blobs::{
+        self,
+        range::{self, Asked},
+    },
+};
 
 /// The most tags a page has.
 const MAX_TAGS: u32 = 1000;
@@ -43,19 +49,9 @@ pub(super) async fn blob(
         // Whoever asks is about to rely on it in a manifest: it must not be collected before that arrives.
         blobs::link(app, repo, digest).await?;
     }
-    let etag = format!("\"{digest}\"");
-    let mut response = Response::builder()
-        .header("docker-content-digest", digest.to_string())
-        .header(header::ETAG, &etag)
-        .header(header::ACCEPT_RANGES, "bytes")
-        .header(header::CACHE_CONTROL, "private, max-age=31536000, immutable")
-        .header(header::CONTENT_TYPE, "application/octet-stream");
-    let asked = headers.get(header::RANGE).and_then(|v| v.to_str().ok());
-    // If-Range with another entity: the whole is sent, as if no range had been asked.
-    let same = headers.get(header::IF_RANGE).is_none_or(|v| v.as_bytes() == etag.as_bytes());
-    let range = match asked.filter(|_| same).map(|text| parse_range(text, size)) {
-        Some(Asked::One(range)) => Some(range),
-        Some(Asked::Unsatisfiable) => {
+    let range = match range::asked(headers, digest, size) {
+        Asked::One(range) => Some(range),
+        Asked::Unsatisfiable => {
             return Err(OciError::new(
                 StatusCode::RANGE_NOT_SATISFIABLE,
                 "SIZE_INVALID",
@@ -63,39 +59,13 @@ pub(super) async fn blob(
             )
             .with("content-range", format!("bytes */{size}")));
         }
-        Some(Asked::Whole) | None => None,
+        // Several ranges may be answered with the whole.
+        Asked::Whole | Asked::Several => None,
     };
-    let length = range.as_ref().map_or(size, |r| r.end - r.start);
-    response = response.header(header::CONTENT_LENGTH, length);
-    if let Some(range) = &range {
-        response = response
-            .status(StatusCode::PARTIAL_CONTENT)
-            .header(header::CONTENT_RANGE, format!("bytes {}-{}/{size}", range.start, range.end - 1));
-    }
-    if head || length == 0 {
-        return answer(response, Body::empty());
-    }
-    let stream = blobs::read(app, digest, range).await.map_err(OciError::internal)?;
-    answer(response, Body::from_stream(stream))
-}
-
-enum Asked {
-    Whole,
-    One(Range<u64>),
-    Unsatisfiable,
-}
-
-/// One range of bytes. Several ranges, other units and nonsense are answered with the whole, as HTTP allows.
-fn parse_range(text: &str, size: u64) -> Asked {
-    let Some(spec) = text.strip_prefix("bytes=") else { return Asked::Whole };
-    let Some((first, last)) = spec.split_once('-') else { return Asked::Whole };
-    let range = match (first.trim().parse::<u64>(), last.trim().parse::<u64>()) {
-        (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(size),
-        (Ok(first), Err(_)) if last.trim().is_empty() => first..size,
-        (Err(_), Ok(suffix)) if first.trim().is_empty() => size.saturating_sub(suffix)..size,
-        _ => return Asked::Whole,
-    };
-    if range.start < range.end { Asked::One(range) } else { Asked::Unsatisfiable }
+    let mut response = range::respond(app, digest, size, range, head).await.map_err(OciError::internal)?;
+    let name = HeaderValue::try_from(digest.to_string()).map_err(OciError::internal)?;
+    response.headers_mut().insert("docker-content-digest", name);
+    Ok(response)
 }
 
 pub(super) async fn manifest(
@@ -178,26 +148,4 @@ pub(super) async fn referrers(
         response = response.header("oci-filters-applied", "artifactType");
     }
     answer(response, Body::from(index.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_read_as_http_says() {
-        let one = |text| match parse_range(text, 10) {
-            Asked::One(r) => Some(r),
-            _ => None,
-        };
-        assert_eq!(one("bytes=0-3"), Some(0..4));
-        assert_eq!(one("bytes=7-"), Some(7..10));
-        assert_eq!(one("bytes=-3"), Some(7..10));
-        assert_eq!(one("bytes=5-99"), Some(5..10));
-        assert!(matches!(parse_range("bytes=10-", 10), Asked::Unsatisfiable));
-        assert!(matches!(parse_range("bytes=-0", 10), Asked::Unsatisfiable));
-        for whole in ["bytes=3-1", "bytes=0-1,4-5", "lines=1-2", "bytes=x", "bytes=-"] {
-            assert!(matches!(parse_range(whole, 10), Asked::Whole), "{whole}");
-        }
-    }
 }

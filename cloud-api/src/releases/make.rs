@@ -115,7 +115,7 @@ pub async fn prepare(app: &App, new: NewRelease) -> Result<String> {
 async fn number(tx: &mut Tx, new: &NewRelease, now: u64) -> Result<(u64, semver::Version)> {
     let fleet = new.fleet.to_string();
     let rows: Vec<(i64, String)> =
-        sqlx::query_as("SELECT counter, version FROM releases WHERE fleet_id = $1")
+        sqlx::query_as("SELECT counter, version FROM releases WHERE fleet_id = $1 AND line = 'app'")
             .bind(&fleet)
             .fetch_all(&mut **tx)
             .await?;

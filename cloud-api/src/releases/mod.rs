@@ -1,14 +1,18 @@
 //! Releases: what was built, who signed it, and whether it may run.
 //!
-//! In: what the builder made ([`NewRelease`]), signatures of owners. Out: immutable signed Release documents with a
+//! In: what the builder made ([`NewRelease`]), signatures of owners, host releases signed by their publisher (`host`). Out: immutable signed Release documents with a
 //! status. Never here: which device gets which release (`rollouts/`), images (`registry/`).
 //!
 //! ```text
 //! prepare → built ──publish──→ draft ──finalise──→ awaiting_signature ──signatures──→ final ⇄ invalidated
 //!             └─discard→ gone       └───────────────(mode builder)──────────────────↗
 //! ```
+//! A host release comes signed, and is final at once. [`Line`] says what a release is a version of.
 
 mod change;
+pub(crate) mod host;
+mod index;
+pub(crate) mod line;
 mod make;
 pub(crate) mod rows;
 #[cfg(test)]
@@ -24,6 +28,8 @@ use copal_protocol::{
 };
 
 pub use change::{add_signatures, finalise, publish, set_invalidated, set_note};
+pub use host::create as create_host;
+pub use line::Line;
 pub use make::prepare;
 pub(crate) use rows::candidate;
 

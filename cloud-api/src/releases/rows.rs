@@ -6,10 +6,10 @@ use copal_protocol::{
     documents::{Release, Root},
     envelope::Envelope,
     ids::{AppId, FleetId, Sha256Hex},
-    verify::{self, ExpectedRelease, Platform, Purpose, ReleaseMarks, Verified},
+    verify::{self, Platform, Purpose, ReleaseMarks, Verified},
 };
 
-use super::ReleaseStatus;
+use super::{Line, ReleaseStatus};
 use crate::{
     app::{self, App},
     assignments::content::Candidate,
@@ -33,6 +33,7 @@ pub(crate) struct ReleaseRow {
     pub(crate) size: i64,
     pub(crate) created_at: i64,
     pub(crate) draft: bool,
+    pub(crate) line: String,
 }
 
 /// What [`ReleaseRow`] is read by.
@@ -40,7 +41,7 @@ macro_rules! select_release {
     ($rest:literal) => {
         concat!(
             "SELECT r.id, r.fleet_id, r.counter, r.version, r.source, r.branch, r.status, r.note, r.envelope, r.build_id,
-             r.size, r.created_at, r.draft FROM releases r ",
+             r.size, r.created_at, r.draft, r.line FROM releases r ",
             $rest
         )
     };
@@ -51,6 +52,11 @@ impl ReleaseRow {
     /// Its status.
     pub(crate) fn status(&self) -> Result<ReleaseStatus> {
         ReleaseStatus::from_word(&self.status)
+    }
+
+    /// What it is a version of.
+    pub(crate) fn line(&self) -> Result<Line> {
+        Line::from_word(&self.line)
     }
 
     /// Its fleet.
@@ -128,7 +134,7 @@ pub(super) fn judge(
     };
     verify::release(
         root,
-        &ExpectedRelease::app(app_id, envelope.payload_sha256()),
+        &Line::of(release).expected(app_id, envelope.payload_sha256()),
         &ReleaseMarks::default(),
         &platform,
         Purpose::Install { now: app::now() },

@@ -6,17 +6,21 @@
 //! A fleet follows its newest final release until a person deploys another; then it stays there until `latest` is deployed.
 //! A pinned device stays at its pin, except where the whole fleet goes to the release it is pinned to: the pin was the
 //! first step of that rollout, and is lifted.
+//!
+//! Operating systems and agents go the same ways, each line with a target and pins of its own; a fleet follows none of
+//! their newest by itself, since each costs a reboot or a restart that a person should have asked for.
 
 mod pick;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use copal_protocol::{
     documents::{Reason, Root},
     ids::{DeviceId, FleetId},
     verify::Verified,
+    window::Window,
 };
 use serde_json::json;
 
@@ -28,7 +32,7 @@ use crate::{
     auth::Caller,
     bus::Event,
     error::{Problem, Result},
-    releases::{self, ReleaseStatus},
+    releases::{self, Line, ReleaseStatus, line::by_line},
     store::{
         Tx,
         fleets::{self, FleetRow},
@@ -37,8 +41,10 @@ use crate::{
 use pick::Target;
 
 /// What to deploy, and where.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Deploy {
+    /// What it is a version of.
+    pub line: Line,
     /// A release's id, a version, or `latest`.
     pub release: String,
     /// These devices, by id; they are pinned.
@@ -49,6 +55,26 @@ pub struct Deploy {
     pub dry_run: bool,
     /// Refuses when another number of devices would be concerned.
     pub expect_count: Option<u64>,
+}
+
+impl Deploy {
+    /// Of this release, to the whole fleet.
+    #[must_use]
+    pub fn of(line: Line, release: impl Into<String>) -> Self {
+        Self {
+            line,
+            release: release.into(),
+            devices: Vec::new(),
+            tag: BTreeMap::new(),
+            dry_run: false,
+            expect_count: None,
+        }
+    }
+
+    /// Whether it is for some devices only.
+    fn named(&self) -> bool {
+        !self.devices.is_empty() || !self.tag.is_empty()
+    }
 }
 
 /// What came of it.
@@ -76,10 +102,10 @@ pub async fn deploy(app: &App, caller: &Caller, fleet: &FleetRow, deploy: &Deplo
     let root = fleets::latest_root(app, fleet.fleet_id).await?.ok_or_else(|| {
         Problem::conflict("root_missing", "The fleet has no Root yet: its owner runs `copal fleet create`.")
     })?;
-    let named = !deploy.devices.is_empty() || !deploy.tag.is_empty();
+    let (line, named) = (deploy.line, deploy.named());
     let latest = deploy.release == "latest";
     let mut tx = app.db.write().await?;
-    let candidate = pick::release(&mut tx, &root, fleet, &deploy.release).await?;
+    let candidate = pick::release(&mut tx, &root, fleet, line, &deploy.release).await?;
     let targets = pick::targets(&mut tx, fleet, deploy, &candidate.sha256.to_string()).await?;
     if candidate.status == ReleaseStatus::Draft && !named {
         return Err(Problem::conflict(
@@ -111,29 +137,43 @@ pub async fn deploy(app: &App, caller: &Caller, fleet: &FleetRow, deploy: &Deplo
         return Ok(answer);
     }
     if named {
+        let pin = by_line!(
+            line,
+            "UPDATE devices SET ",
+            "pinned_release" | "pinned_os" | "pinned_agent",
+            " = $2 WHERE device_id = $1"
+        );
         for target in &targets {
-            sqlx::query("UPDATE devices SET pinned_release = $2 WHERE device_id = $1")
-                .bind(&target.device_id)
-                .bind(&release)
+            sqlx::query(pin).bind(&target.device_id).bind(&release).execute(&mut *tx).await?;
+        }
+    } else {
+        let aim = by_line!(
+            line,
+            "UPDATE fleets SET ",
+            "target_release" | "target_os" | "target_agent",
+            " = $2 WHERE fleet_id = $1"
+        );
+        sqlx::query(aim).bind(fleet.fleet_id.to_string()).bind(&release).execute(&mut *tx).await?;
+        if line == Line::App {
+            sqlx::query("UPDATE fleets SET pinned = $2 WHERE fleet_id = $1")
+                .bind(fleet.fleet_id.to_string())
+                .bind(!latest)
                 .execute(&mut *tx)
                 .await?;
         }
-    } else {
-        sqlx::query("UPDATE fleets SET target_release = $2, pinned = $3 WHERE fleet_id = $1")
-            .bind(fleet.fleet_id.to_string())
-            .bind(&release)
-            .bind(!latest)
-            .execute(&mut *tx)
-            .await?;
-        sqlx::query("UPDATE devices SET pinned_release = NULL WHERE fleet_id = $1 AND pinned_release = $2")
-            .bind(fleet.fleet_id.to_string())
-            .bind(&release)
-            .execute(&mut *tx)
-            .await?;
+        let lift = by_line!(
+            line,
+            "UPDATE devices SET ",
+            "pinned_release = NULL WHERE pinned_release"
+                | "pinned_os = NULL WHERE pinned_os"
+                | "pinned_agent = NULL WHERE pinned_agent",
+            " = $2 AND fleet_id = $1"
+        );
+        sqlx::query(lift).bind(fleet.fleet_id.to_string()).bind(&release).execute(&mut *tx).await?;
     }
     let detail = json!({
         "release": release, "version": answer.version, "devices": count, "latest": latest,
-        "named": deploy.devices.iter().take(100).map(ToString::to_string).collect::<Vec<_>>(), "tag": deploy.tag,
+        "line": line, "named": deploy.devices.iter().take(100).map(ToString::to_string).collect::<Vec<_>>(), "tag": deploy.tag,
     });
     audit::record(&mut tx, caller, "fleet.deploy", &format!("fleet:{}", fleet.slug), detail).await?;
     tx.commit().await?;
@@ -166,7 +206,7 @@ pub async fn pin_device(
     release: Option<&str>,
 ) -> Result<()> {
     if let Some(release) = release {
-        let one = Deploy { release: release.to_owned(), devices: vec![device], ..Deploy::default() };
+        let one = Deploy { devices: vec![device], ..Deploy::of(Line::App, release) };
         deploy(app, caller, fleet, &one).await?;
         return Ok(());
     }
@@ -182,19 +222,104 @@ pub async fn pin_device(
     Ok(())
 }
 
+/// Lets a device follow its fleet's operating system and agent again.
+///
+/// # Errors
+/// When the database fails.
+pub async fn unpin_host(app: &App, caller: &Caller, fleet: &FleetRow, device: DeviceId) -> Result<()> {
+    let mut tx = app.db.write().await?;
+    sqlx::query("UPDATE devices SET pinned_os = NULL, pinned_agent = NULL WHERE device_id = $1")
+        .bind(device.to_string())
+        .execute(&mut *tx)
+        .await?;
+    audit::record(&mut tx, caller, "device.unpin_host", &format!("device:{device}"), json!({})).await?;
+    tx.commit().await?;
+    assignments::refresh_device(app, device).await?;
+    app.bus.publish(Event::Device { fleet_id: fleet.fleet_id.to_string(), id: device.to_string() });
+    Ok(())
+}
+
 /// Asks a device to try a release again that it parked.
 ///
 /// # Errors
 /// `not_found`, or when the database fails.
 pub async fn retry(app: &App, caller: &Caller, device: DeviceId) -> Result<Option<u64>> {
     let mut tx = app.db.write().await?;
-    sqlx::query("UPDATE devices SET retry = retry + 1 WHERE device_id = $1")
-        .bind(device.to_string())
-        .execute(&mut *tx)
-        .await?;
+    raise_retry(&mut tx, Line::App, &device.to_string()).await?;
     audit::record(&mut tx, caller, "device.retry", &format!("device:{device}"), json!({})).await?;
     tx.commit().await?;
     assignments::refresh_device(app, device).await
+}
+
+async fn raise_retry(tx: &mut Tx, line: Line, device: &str) -> Result<()> {
+    let sql = by_line!(
+        line,
+        "UPDATE devices SET ",
+        "retry = retry" | "retry_os = retry_os" | "retry_agent = retry_agent",
+        " + 1 WHERE device_id = $1"
+    );
+    sqlx::query(sql).bind(device).execute(&mut **tx).await?;
+    Ok(())
+}
+
+/// Asks the devices that were given a release to try it again: those named and tagged, else all of them. Answers which
+/// were asked.
+///
+/// # Errors
+/// `not_found`, or when the database fails.
+pub async fn retry_release(
+    app: &App,
+    caller: &Caller,
+    fleet: &FleetRow,
+    deploy: &Deploy,
+) -> Result<Vec<String>> {
+    let mut tx = app.db.write().await?;
+    let given: Vec<String> = sqlx::query_scalar(
+        "SELECT a.device_id FROM assignments a JOIN devices d ON d.device_id = a.device_id
+         WHERE d.fleet_id = $1 AND $2 IN (a.release_id, a.os_id, a.agent_id)",
+    )
+    .bind(fleet.fleet_id.to_string())
+    .bind(&deploy.release)
+    .fetch_all(&mut *tx)
+    .await?;
+    let given: BTreeSet<String> = given.into_iter().collect();
+    let mut asked: Vec<String> =
+        pick::devices(&mut tx, fleet, deploy).await?.into_iter().map(|t| t.device_id).collect();
+    asked.retain(|id| given.contains(id));
+    for device in &asked {
+        raise_retry(&mut tx, deploy.line, device).await?;
+    }
+    let detail = json!({"line": deploy.line, "devices": asked.len(), "tag": deploy.tag});
+    audit::record(&mut tx, caller, "release.retry", &format!("release:{}", deploy.release), detail).await?;
+    tx.commit().await?;
+    for device in &asked {
+        assignments::refresh_device(app, device.parse().map_err(Problem::internal)?).await?;
+    }
+    Ok(asked)
+}
+
+/// Sets when the devices of a fleet may reboot into another operating system; at any time without one.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_reboot_window(
+    app: &App,
+    caller: &Caller,
+    fleet: &FleetRow,
+    window: Option<Window>,
+) -> Result<()> {
+    let mut tx = app.db.write().await?;
+    sqlx::query("UPDATE fleets SET reboot_window = $2 WHERE fleet_id = $1")
+        .bind(fleet.fleet_id.to_string())
+        .bind(window.map(|w| w.to_string()))
+        .execute(&mut *tx)
+        .await?;
+    let detail = json!({"reboot_window": window, "before": fleet.reboot_window});
+    audit::record(&mut tx, caller, "fleet.reboot_window", &format!("fleet:{}", fleet.slug), detail).await?;
+    tx.commit().await?;
+    app.bus.publish(Event::Fleet { fleet_id: fleet.fleet_id.to_string(), id: fleet.slug.clone() });
+    assignments::refresh_fleet(app, fleet.fleet_id).await?;
+    Ok(())
 }
 
 /// Moves a fleet that follows the newest to its newest final release that devices would take, and brings its assignments
@@ -211,7 +336,7 @@ pub async fn follow_latest(app: &App, fleet: FleetId) -> Result<()> {
         .bind(fleet.to_string())
         .fetch_one(&mut *tx)
         .await?;
-    if !pinned && let Some(candidate) = pick::latest(&mut tx, &root, &row).await? {
+    if !pinned && let Some(candidate) = pick::latest(&mut tx, &root, &row, Line::App).await? {
         sqlx::query("UPDATE fleets SET target_release = $2 WHERE fleet_id = $1 AND target_release IS DISTINCT FROM $2")
             .bind(fleet.to_string())
             .bind(candidate.sha256.to_string())
@@ -246,12 +371,12 @@ async fn check(
     targets: &[Target],
     named: bool,
 ) -> Result<()> {
-    let fits = |place: &Place<'_>| content::fits(candidate, fleet.app_id, root, place);
+    let fits = |place: &Place<'_>| content::fits(candidate, root, place);
     // Of the release itself, whatever the devices are.
     fits(&Place { arch: &fleet.arch, device_type: &fleet.device_type, floor: 0 }).map_err(refusal)?;
     let mut floors: BTreeMap<String, u64> = BTreeMap::new();
     for target in targets {
-        let floor = match &target.committed_release {
+        let floor = match &target.committed {
             None => 0,
             Some(id) => match floors.get(id) {
                 Some(floor) => *floor,

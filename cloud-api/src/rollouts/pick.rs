@@ -6,7 +6,7 @@ use super::Deploy;
 use crate::{
     assignments::content::{self, Candidate, Place},
     error::{Problem, Result},
-    releases,
+    releases::{self, Line, line::by_line},
     store::{Tx, fleets::FleetRow},
 };
 
@@ -20,8 +20,9 @@ pub(super) struct Target {
     pub(super) name: String,
     pub(super) arch: String,
     pub(super) device_type: String,
-    pub(super) committed_release: Option<String>,
-    pinned_release: Option<String>,
+    /// What of the line it falls back to.
+    pub(super) committed: Option<String>,
+    pinned: Option<String>,
 }
 
 /// The release a person means: by id, by version, or the newest.
@@ -29,23 +30,30 @@ pub(super) async fn release(
     tx: &mut Tx,
     root: &Verified<Root>,
     fleet: &FleetRow,
+    line: Line,
     asked: &str,
 ) -> Result<Candidate> {
     if asked == "latest" {
-        return latest(tx, root, fleet).await?.ok_or_else(|| {
+        return latest(tx, root, fleet, line).await?.ok_or_else(|| {
+            let how = match line {
+                Line::App => "final release yet: push one",
+                Line::Os => "operating system yet: `copal os release`",
+                Line::Agent => "agent yet: `copal os release`",
+            };
             Problem::new(
                 http::StatusCode::NOT_FOUND,
                 "not_found",
-                format!("The fleet {} has no final release yet: push one.", fleet.slug),
+                format!("The fleet {} has no {how}.", fleet.slug),
             )
         });
     }
     let id: Option<String> = sqlx::query_scalar(
-        "SELECT id FROM releases WHERE fleet_id = $1 AND (id = $2 OR version = $2) AND status <> 'built'
+        "SELECT id FROM releases WHERE fleet_id = $1 AND line = $3 AND (id = $2 OR version = $2) AND status <> 'built'
          ORDER BY counter DESC LIMIT 1",
     )
     .bind(fleet.fleet_id.to_string())
     .bind(asked.strip_prefix('v').filter(|v| v.starts_with(|c: char| c.is_ascii_digit())).unwrap_or(asked))
+    .bind(line.as_str())
     .fetch_optional(&mut **tx)
     .await?;
     let unknown = || {
@@ -53,9 +61,11 @@ pub(super) async fn release(
             http::StatusCode::NOT_FOUND,
             "not_found",
             format!(
-                "The fleet {} has no release {:?}. Name one by id or version; `copal release list` shows them.",
+                "The fleet {} has no {} {:?}. Name one by id or version; `copal {} list` shows them.",
                 fleet.slug,
-                asked.chars().take(80).collect::<String>()
+                line.title(),
+                asked.chars().take(80).collect::<String>(),
+                if line == Line::App { "release" } else { "os" },
             ),
         )
     };
@@ -68,18 +78,20 @@ pub(super) async fn latest(
     tx: &mut Tx,
     root: &Verified<Root>,
     fleet: &FleetRow,
+    line: Line,
 ) -> Result<Option<Candidate>> {
     let ids: Vec<String> = sqlx::query_scalar(
-        "SELECT id FROM releases WHERE fleet_id = $1 AND status = 'final' ORDER BY counter DESC LIMIT $2",
+        "SELECT id FROM releases WHERE fleet_id = $1 AND line = $3 AND status = 'final' ORDER BY counter DESC LIMIT $2",
     )
     .bind(fleet.fleet_id.to_string())
     .bind(LOOK_BACK)
+    .bind(line.as_str())
     .fetch_all(&mut **tx)
     .await?;
     let place = Place { arch: &fleet.arch, device_type: &fleet.device_type, floor: 0 };
     for id in ids {
         if let Some(candidate) = releases::candidate(tx, root, fleet.app_id, &id, None).await?
-            && content::fits(&candidate, fleet.app_id, root, &place).is_ok()
+            && content::fits(&candidate, root, &place).is_ok()
         {
             return Ok(Some(candidate));
         }
@@ -94,18 +106,26 @@ pub(super) async fn targets(
     deploy: &Deploy,
     release: &str,
 ) -> Result<Vec<Target>> {
-    let all: Vec<Target> = sqlx::query_as(
-        "SELECT device_id, name, arch, device_type, committed_release, pinned_release FROM devices
-         WHERE fleet_id = $1 AND state = 'accepted' ORDER BY device_id",
-    )
-    .bind(fleet.fleet_id.to_string())
-    .fetch_all(&mut **tx)
-    .await?;
-    if deploy.devices.is_empty() && deploy.tag.is_empty() {
-        return Ok(all
-            .into_iter()
-            .filter(|t| t.pinned_release.as_deref().is_none_or(|p| p == release))
-            .collect());
+    let mut found = devices(tx, fleet, deploy).await?;
+    if !deploy.named() {
+        found.retain(|t| t.pinned.as_deref().is_none_or(|p| p == release));
+    }
+    Ok(found)
+}
+
+/// The devices named and tagged, else all of the fleet.
+pub(super) async fn devices(tx: &mut Tx, fleet: &FleetRow, deploy: &Deploy) -> Result<Vec<Target>> {
+    let sql = by_line!(
+        deploy.line,
+        "SELECT device_id, name, arch, device_type, ",
+        "committed_release AS committed, pinned_release AS pinned"
+            | "running_os AS committed, pinned_os AS pinned"
+            | "running_agent AS committed, pinned_agent AS pinned",
+        " FROM devices WHERE fleet_id = $1 AND state = 'accepted' ORDER BY device_id"
+    );
+    let all: Vec<Target> = sqlx::query_as(sql).bind(fleet.fleet_id.to_string()).fetch_all(&mut **tx).await?;
+    if !deploy.named() {
+        return Ok(all);
     }
     let mut wanted: std::collections::BTreeSet<String> =
         deploy.devices.iter().map(ToString::to_string).collect();

@@ -38,6 +38,12 @@ pub struct FleetRow {
     pub target_release: Option<String>,
     /// Whether a person chose `target_release`.
     pub pinned: bool,
+    /// The operating system its devices should run unless they are pinned.
+    pub target_os: Option<String>,
+    /// The agent its devices should run unless they are pinned.
+    pub target_agent: Option<String>,
+    /// When its devices may reboot into another operating system; at any time where absent.
+    pub reboot_window: Option<String>,
     /// Unix seconds.
     pub created_at: u64,
 }
@@ -53,6 +59,9 @@ struct Raw {
     release_mode: String,
     target_release: Option<String>,
     pinned: bool,
+    target_os: Option<String>,
+    target_agent: Option<String>,
+    reboot_window: Option<String>,
     created_at: i64,
 }
 
@@ -70,6 +79,9 @@ impl TryFrom<Raw> for FleetRow {
             root_version: raw.root_version.unsigned_abs(),
             target_release: raw.target_release,
             pinned: raw.pinned,
+            target_os: raw.target_os,
+            target_agent: raw.target_agent,
+            reboot_window: raw.reboot_window,
             created_at: raw.created_at.unsigned_abs(),
         })
     }
@@ -208,6 +220,9 @@ impl FleetRow {
             release_mode: ReleaseMode::Builder,
             target_release: None,
             pinned: false,
+            target_os: None,
+            target_agent: None,
+            reboot_window: None,
             created_at: 0,
         }
     }
