@@ -1,11 +1,13 @@
 //! The words: every command, option and help text. What they do stands in [`crate::commands`].
 
+mod os;
 mod owner;
 mod work;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+pub use os::{OsCommand, OsDeploy, OsRelease, Place, WindowArg};
 pub use owner::{
     CloudArgs, FleetCommand, FleetCreate, KeyRole, KeysCommand, LockArgs, Login, Mode, PolicyArgs,
     RootCommand, Terminal,
@@ -91,6 +93,9 @@ pub enum Command {
     /// Releases: what may run
     #[command(subcommand)]
     Release(ReleaseCommand),
+    /// Operating systems and agents: what devices run below their apps
+    #[command(subcommand)]
+    Os(OsCommand),
     /// Variables of services
     #[command(subcommand)]
     Env(EnvCommand),

@@ -79,6 +79,21 @@ pub enum KeysCommand {
         #[arg(long)]
         passphrase: bool,
     },
+    /// Make one more key of a set
+    Add {
+        /// What it may sign
+        #[arg(value_enum)]
+        role: KeyRole,
+        /// The set
+        #[arg(long, default_value = "owner")]
+        set: String,
+        /// A label that others see in the root [default: user@host]
+        #[arg(long)]
+        label: Option<String>,
+        /// Protect the file by a passphrase (asked for, or from the file COPAL_KEY_PASSPHRASE_FILE names)
+        #[arg(long)]
+        passphrase: bool,
+    },
     /// Show the public halves and where the files are
     Show {
         /// Only this set

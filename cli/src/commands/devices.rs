@@ -23,7 +23,7 @@ pub(super) async fn run(ctx: &Context, command: DeviceCommand) -> Result<()> {
             let query = tag.map(|tag| format!("&tag={}", seg(&tag))).unwrap_or_default();
             let path = format!("/fleets/{}/devices", seg(&fleet.slug));
             let devices = api.all("list the devices", &path, &query).await?;
-            let columns = ["device", "id", "state", "seen", "release", "on target", "why not"];
+            let columns = ["device", "id", "state", "seen", "release", "os", "on target", "why not"];
             ctx.out.list(&devices, &columns, |d| row(d, ctx.now));
             Ok(())
         }
@@ -151,6 +151,7 @@ pub(super) fn row(device: &Value, now: u64) -> Vec<String> {
         state,
         seen,
         release_word(device),
+        text(&device["os"], "version"),
         text(device, "on_target"),
         reason(device),
     ]
@@ -176,6 +177,7 @@ fn human(device: &Value, now: u64) -> String {
         ("committed", release_word(device)),
         ("on target", text(device, "on_target")),
         ("why not", reason(device)),
+        ("what to do", text(&device["reason"], "next")),
     ]);
     let apps = device["running"].as_object().into_iter().flatten();
     let services = apps.flat_map(|(_, services)| services.as_object().into_iter().flatten());
@@ -190,10 +192,69 @@ fn human(device: &Value, now: u64) -> String {
         out.push('\n');
         out.push_str(&table(&["service", "state", "restarts", "exit code", "image"], rows.into_iter()));
     }
+    out.push_str(&system(device));
     let tail = device["reason"]["log_tail"].as_array().into_iter().flatten().map(scalar);
     let tail: Vec<String> = tail.map(|line| format!("  {}", crate::output::safe(&line))).collect();
     if !tail.is_empty() {
         out.push_str(&format!("\n\nlast lines\n{}", tail.join("\n")));
+    }
+    out
+}
+
+/// The slots of a device's operating system, and where that and the agent are on their way to.
+fn system(device: &Value) -> String {
+    let mut out = String::new();
+    let os = &device["os"];
+    let rows: Vec<Vec<String>> = os["slots"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, slot)| {
+            let booted = if slot["booted"] == true { "booted" } else { "" };
+            vec![
+                name.clone(),
+                text(slot, "state"),
+                booted.to_owned(),
+                text(slot, "version"),
+                short(&text(slot, "release")),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        out.push('\n');
+        out.push_str(&table(&["slot", "state", "", "version", "release"], rows.into_iter()));
+        out.push('\n');
+    }
+    for (name, of) in [("os", os), ("agent", &device["agent"])] {
+        if !of.is_object() {
+            continue;
+        }
+        let progress = &of["progress"];
+        let (done, total) = (progress["done"].as_u64(), progress["total"].as_u64());
+        let amount = match (done, total) {
+            (Some(done), Some(total)) if total > 0 => format!(" {} %", done.min(total) * 100 / total),
+            _ => String::new(),
+        };
+        let target = &of["target"];
+        let words = [
+            (
+                format!("{name} target"),
+                format!("{} {}", text(target, "version"), short(&text(target, "release"))),
+            ),
+            (format!("{name} pinned"), short(&text(of, "pinned"))),
+            (format!("{name} progress"), format!("{}{amount}", text(progress, "stage"))),
+            (format!("{name} undone"), short(&text(of, "failed"))),
+            (format!("{name} why not"), reason(of)),
+        ];
+        let said: Vec<(&str, String)> = words
+            .iter()
+            .filter(|(_, v)| !v.trim().is_empty())
+            .map(|(n, v)| (n.as_str(), v.clone()))
+            .collect();
+        if !said.is_empty() {
+            out.push('\n');
+            out.push_str(&pairs(&said));
+        }
     }
     out
 }

@@ -3,7 +3,7 @@
 use copal_protocol::documents::Role;
 use serde_json::json;
 
-use super::login::host_name;
+use super::fleets::own_label;
 use crate::{
     args::KeysCommand,
     context::{Context, passphrase_of, read_secret},
@@ -22,6 +22,7 @@ pub(super) fn run(ctx: &Context, command: KeysCommand) -> Result<()> {
         KeysCommand::Init { set, count, threshold, label, passphrase } => {
             init(ctx, &set, count, threshold, label, passphrase)
         }
+        KeysCommand::Add { role, set, label, passphrase } => add(ctx, &set, role.into(), label, passphrase),
         KeysCommand::Show { set } => show(ctx, set),
         KeysCommand::Export { key, set, out } => {
             let mut found = ctx.home.load_keys(&set, None, &mut passphrase_of)?;
@@ -79,13 +80,10 @@ fn init(
         )
         .next("use the keys there are (copal keys show), or another set (--set NAME)"));
     }
-    let label = label.unwrap_or_else(|| {
-        let user = std::env::var("USER").unwrap_or_else(|_| "owner".to_owned());
-        format!("{user}@{}", host_name())
-    });
+    let label = label.unwrap_or_else(own_label);
     let passphrase = if passphrase { Some(new_passphrase(ctx)?) } else { None };
     let mut made = Vec::new();
-    for role in std::iter::repeat_n(Role::Root, count as usize).chain([Role::Release]) {
+    for role in std::iter::repeat_n(Role::Root, count as usize).chain([Role::Release, Role::Host]) {
         let file = generate(role, &label)?;
         let path = ctx.home.add_key(set, &file, passphrase.as_ref().map(|p| p.as_str()))?;
         made.push(StoredKey { path, file });
@@ -96,6 +94,30 @@ fn init(
         "back these files up where the server cannot reach: without the root key nobody can ever change the fleet's rules",
     );
     ctx.out.remark("next: copal fleet create NAME --device-type TYPE --arch ARCH");
+    Ok(())
+}
+
+/// One more key of a role: a set that was made before a role was known lacks it.
+fn add(ctx: &Context, set: &str, role: Role, label: Option<String>, passphrase: bool) -> Result<()> {
+    if matches!(role, Role::Builder | Role::Assign) {
+        return Err(Failure::usage(
+            format!("add a {} key", role.as_str()),
+            "the server makes and keeps its own keys; nobody else may have them",
+        ));
+    }
+    if ctx.home.key_paths(set)?.is_empty() {
+        return Err(Failure::not_found(format!("add a key to set {set}"), "there is no such set")
+            .next(format!("copal keys init --set {set}")));
+    }
+    let passphrase = if passphrase { Some(new_passphrase(ctx)?) } else { None };
+    let file = generate(role, &label.unwrap_or_else(own_label))?;
+    let path = ctx.home.add_key(set, &file, passphrase.as_ref().map(|p| p.as_str()))?;
+    let public = file.key.public();
+    print(ctx, &[key_json(set, &StoredKey { path, file })]);
+    ctx.out.remark(format!(
+        "fleets believe it once their root lists it: copal root add-key {} {public} --fleet FLEET",
+        role.as_str()
+    ));
     Ok(())
 }
 

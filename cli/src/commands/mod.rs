@@ -7,6 +7,7 @@ mod fleets;
 mod keys;
 mod lock;
 mod login;
+mod os;
 mod releases;
 mod roots;
 mod status;
@@ -42,6 +43,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Root(command) => Box::pin(roots::run(&ctx, command)).await,
         Command::Device(command) => Box::pin(devices::run(&ctx, command)).await,
         Command::Release(command) => Box::pin(releases::run(&ctx, command)).await,
+        Command::Os(command) => Box::pin(os::run(&ctx, command)).await,
         Command::Env(command) => variables::run(&ctx, command).await,
         Command::Build(command) => builds::run(&ctx, command).await,
         Command::Push(args) => builds::push(&ctx, args).await,

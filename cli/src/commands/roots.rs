@@ -162,7 +162,13 @@ async fn finish(
 }
 
 async fn release_of(ctx: &Context, api: &Api, fleet: &Fleet, word: &str) -> Result<Value> {
-    let release = ctx.release(api, word).await?;
+    let release = match ctx.release(api, word).await {
+        // Operating systems and agents are revoked the same way.
+        Err(failure) if failure.kind == Kind::NotFound => {
+            super::os::find(api, fleet, word).await.map_err(|_| failure)?
+        }
+        other => other?,
+    };
     let of = text(&release, "fleet");
     if of != fleet.slug && of != fleet.fleet_id.to_string() {
         return Err(Failure::usage(

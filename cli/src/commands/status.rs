@@ -31,7 +31,7 @@ pub(super) async fn run(ctx: &Context, args: Status) -> Result<()> {
     let (fleet, devices) = look(&api, &fleet).await?;
     ctx.out.result(&json!({ "fleet": fleet, "devices": devices }), || {
         let rows = devices.iter().map(|d| row(d, ctx.now));
-        let columns = ["device", "id", "state", "seen", "release", "on target", "why not"];
+        let columns = ["device", "id", "state", "seen", "release", "os", "on target", "why not"];
         format!("{}\n{}", headline(&fleet), table(&columns, rows))
     });
     Ok(())
@@ -62,7 +62,9 @@ fn headline(fleet: &Value) -> String {
 
 /// What one device does, in one line, and how far it is.
 fn line(device: &Value, now: u64) -> (String, Option<(u64, u64)>) {
-    let progress = &device["progress"];
+    // The app's first: while it moves, the operating system waits.
+    let places = [&device["progress"], &device["os"]["progress"], &device["agent"]["progress"]];
+    let progress = places.into_iter().find(|p| p.is_object()).unwrap_or(&Value::Null);
     let (done, total) = (progress["done"].as_u64().unwrap_or(0), progress["total"].as_u64().unwrap_or(0));
     let stage = text(progress, "stage");
     let said = if device["on_target"] == true {
@@ -270,6 +272,8 @@ mod tests {
         assert_eq!(said(waits).0, "on trial, waiting for its services");
         let over = json!({ "on_target": false, "progress": { "stage": "trial", "trial_ends": 99 } });
         assert_eq!(said(over).0, "on trial, about to end");
+        let os = json!({ "on_target": false, "os": { "progress": { "stage": "os_downloading", "done": 1, "total": 4 } } });
+        assert_eq!(said(os), ("os_downloading".to_owned(), Some((1, 4))));
         let back = json!({ "on_target": false, "reason": { "code": "rolled_back", "message": "web exited \u{1b}[2J" } });
         assert_eq!(said(back).0, "rolled_back: web exited \\u{1b}[2J");
     }

@@ -31,6 +31,11 @@ pub struct State {
     /// Everything that came in: method, path, body.
     pub seen: Vec<(String, String)>,
     pub made: bool,
+    /// By id: the blob's size, and what of it is here.
+    pub uploads: BTreeMap<String, (u64, Vec<u8>)>,
+    /// So many pieces are taken by half, and answered as by a server that goes away.
+    pub cuts: u32,
+    pub host_releases: Vec<Value>,
 }
 
 pub type Shared = Arc<Mutex<State>>;
@@ -61,6 +66,9 @@ async fn answer(AxumState(state): AxumState<Shared>, method: Method, uri: Uri, b
     state.seen.push((key.clone(), String::from_utf8_lossy(&body).into_owned()));
     let (status, text) = match state.answers.get(&key) {
         Some(answer) => answer.clone(),
+        None if path.starts_with("/fleets/porch/uploads") => {
+            upload(&mut state, &method, &path, uri.query().unwrap_or_default(), &body)
+        }
         None => serve(&mut state, &key, &body),
     };
     let status = StatusCode::from_u16(status).unwrap();
@@ -68,6 +76,32 @@ async fn answer(AxumState(state): AxumState<Shared>, method: Method, uri: Uri, b
         return (status, [(header::LOCATION, text)]).into_response();
     }
     (status, text).into_response()
+}
+
+fn upload(state: &mut State, method: &Method, path: &str, query: &str, body: &Bytes) -> (u16, String) {
+    let id = if method == Method::POST {
+        let wanted: Value = serde_json::from_slice(body).unwrap();
+        let id = wanted["sha256"].as_str().unwrap()[..16].to_owned();
+        state.uploads.entry(id.clone()).or_insert((wanted["size"].as_u64().unwrap(), Vec::new()));
+        id
+    } else {
+        path.rsplit('/').next().unwrap().to_owned()
+    };
+    let cut = method == Method::PATCH && state.cuts > 0;
+    let (size, have) = state.uploads.get_mut(&id).unwrap();
+    if method == Method::PATCH {
+        let offset: usize = query.strip_prefix("offset=").unwrap().parse().unwrap();
+        if offset != have.len() {
+            return problem(409, "upload_offset", "Go on where it stands.");
+        }
+        have.extend_from_slice(if cut { &body[..body.len() / 2] } else { body });
+    }
+    let stands = json!({ "id": id, "offset": have.len(), "size": size, "done": have.len() as u64 == *size });
+    if cut {
+        state.cuts -= 1;
+        return problem(503, "stopping", "The server goes away.");
+    }
+    (200, stands.to_string())
 }
 
 fn serve(state: &mut State, key: &str, body: &Bytes) -> (u16, String) {
@@ -94,6 +128,17 @@ fn serve(state: &mut State, key: &str, body: &Bytes) -> (u16, String) {
             ok(json!({ "items": [token], "next": null }))
         }
         "DELETE /fleets/porch/enrolment-tokens/abc" | "DELETE /fleets/porch" => (204, String::new()),
+        "POST /fleets/porch/host-releases" => {
+            let made = json!({
+                "id": "ab".repeat(32), "line": "agent", "version": "1.2.3", "fleet": "porch", "device_types": [],
+                "arch": ["amd64"], "counter": 7, "size": 9, "devices_given": 0, "devices_on": 0, "is_target": false,
+                "created_at": 1_700_000_000, "payloads": {}, "signed_by": [], "rollback_floor": 0,
+            });
+            state.host_releases.push(made.clone());
+            ok(made)
+        }
+        "GET /fleets/porch/host-releases" => ok(json!({ "items": state.host_releases, "next": null })),
+        "PUT /fleets/porch/reboot-window" => (200, String::from_utf8(body.to_vec()).unwrap()),
         "GET /fleets/porch/devices" => ok(json!({ "items": state.devices, "next": null })),
         _ => {
             if let Some(version) = key.strip_prefix("GET /fleets/porch/roots/") {
@@ -119,7 +164,10 @@ pub fn start(state: &Shared) -> String {
         runtime.block_on(async move {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             send.send(listener.local_addr().unwrap()).unwrap();
-            axum::serve(listener, Router::new().fallback(answer).with_state(state)).await.unwrap();
+            // As large as a piece of an upload.
+            let limit = axum::extract::DefaultBodyLimit::max(16 << 20);
+            let router = Router::new().fallback(answer).layer(limit).with_state(state);
+            axum::serve(listener, router).await.unwrap();
         });
     });
     format!("http://{}", receive.recv().unwrap())
