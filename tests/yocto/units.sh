@@ -32,10 +32,42 @@ install -D -m 0644 "$layer/dynamic-layers/balena-common/recipes-containers/balen
     "$units/balena.service.d/10-copal.conf"
 
 # What other recipes bring.
-printf '[Service]\nExecStart=/usr/bin/dockerd\n' | tee "$units/docker.service" >"$units/balena.service"
-printf '[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n' |
-    tee "$units/var-volatile-lib.service" "$units/systemd-timesyncd.service" >/dev/null
-printf '[Mount]\nWhat=/dev/disk/by-label/data\nWhere=/data\nType=ext4\n' >"$units/data.mount"
+printf '[Service]\nExecStart=/usr/bin/dockerd\n[Install]\nWantedBy=multi-user.target\n' | tee "$units/docker.service" >"$units/balena.service"
+cat >"$units/var-volatile-lib.service" <<'END'
+[Unit]
+DefaultDependencies=no
+Before=local-fs.target systemd-random-seed.service
+RequiresMountsFor=/var/volatile /var
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+[Install]
+WantedBy=local-fs.target
+END
+cat >"$units/systemd-timesyncd.service" <<'END'
+[Unit]
+DefaultDependencies=no
+After=systemd-sysusers.service
+Before=time-set.target sysinit.target shutdown.target
+[Service]
+Type=notify
+ExecStart=/bin/true
+[Install]
+WantedBy=sysinit.target
+END
+# As systemd-fstab-generator makes it of our line in fstab.
+cat >"$units/data.mount" <<'END'
+[Unit]
+Requires=systemd-fsck@dev-disk-by\x2dpartuuid-636f7061\x2d07.service copal-data.service
+After=systemd-fsck@dev-disk-by\x2dpartuuid-636f7061\x2d07.service local-fs-pre.target copal-data.service
+[Mount]
+What=/dev/disk/by-partuuid/636f7061-07
+Where=/data
+Type=ext4
+[Install]
+WantedBy=local-fs.target
+END
 stub() {
     mkdir -p "$root$(dirname "$1")"
     printf '#!/bin/sh\n' >"$root$1"
@@ -47,8 +79,16 @@ for script in $(sed -n 's/^ *for script in \(.*\); do$/\1/p' "$layer"/recipes-co
     [ -f "$os/$script.sh" ] && stub "/usr/libexec/copal/$script"
 done
 
-# A unit that no recipe installs is never started.
 bad=0
+# As the image starts them: in a cycle of orders systemd leaves a unit out, one it chooses.
+systemctl --root="$root" enable "${ours[@]}" data.mount docker.service var-volatile-lib.service systemd-timesyncd.service >/dev/null 2>&1
+cycle=$(systemd-analyze verify --root="$root" --man=no multi-user.target 2>&1 | grep -iE "cycle|deleted to break" | head -n 8)
+[ -z "$cycle" ] || { printf '%s\n' "$cycle"; bad=1; }
+for name in "${ours[@]}"; do
+    [ -n "$(find "$root/etc/systemd/system" -name "$name" -type l | head -n 1)" ] ||
+        grep -qx 'copal-trial-guard.service' <<<"$name" || { echo "$name is not started by anything: no [Install]"; bad=1; }
+done
+# A unit that no recipe installs is never started.
 for name in "${ours[@]}"; do
     grep -qs "$name" "$layer"/recipes-copal/*/*.bb || { echo "$name is installed by no recipe"; bad=1; }
 done
