@@ -1,8 +1,8 @@
 # Makes an update bundle (*.copal) of an image of class copal_image.
 #
-# In: COPAL_BUNDLE_IMAGE; COPAL_BUNDLE_BASES, images or bundles that devices run now (their blocks are packed apart, so that
+# In: COPAL_FLEET_ID, the fleet whose devices may run it (a release names its fleet); COPAL_BUNDLE_IMAGE; COPAL_BUNDLE_BASES, images or bundles that devices run now (their blocks are packed apart, so that
 # updates from them download less). Out: copal-os-<device type>-<version>.copal in the deploy folder, not signed: the host key
-# has no place on a build machine. `copal os sign` adds the signature where the key is.
+# has no place on a build machine. `copal os bundle sign` adds the signature where the key is.
 
 inherit deploy image-artifact-names nopackages
 
@@ -16,6 +16,7 @@ do_configure[noexec] = "1"
 do_compile[noexec] = "1"
 do_install[noexec] = "1"
 
+COPAL_FLEET_ID ??= ""
 COPAL_BUNDLE_BASES ??= ""
 COPAL_BUNDLE_MIN_FROM ??= ""
 COPAL_BUNDLE_FILE = "copal-os-${COPAL_DEVICE_TYPE}-${COPAL_OS_VERSION}.copal"
@@ -23,6 +24,16 @@ COPAL_BUNDLE_FILE = "copal-os-${COPAL_DEVICE_TYPE}-${COPAL_OS_VERSION}.copal"
 # As OCI and the agent spell it.
 COPAL_ARCH = "${@{'aarch64': 'arm64', 'x86_64': 'amd64'}.get(d.getVar('TARGET_ARCH'), d.getVar('TARGET_ARCH'))}"
 
+# Of no other task's results: it fails in the first seconds, not after the image.
+do_check_fleet[doc] = "Sees to it that the fleet is named"
+do_check_fleet() {
+    if [ -z "${COPAL_FLEET_ID}" ]; then
+        bbfatal "COPAL_FLEET_ID is not set: \`copal fleet show\` on the owner's machine prints it. Without it build copal-image alone."
+    fi
+}
+addtask check_fleet before do_prepare_recipe_sysroot
+
+do_bundle[doc] = "Makes the update bundle"
 do_bundle[depends] += "${COPAL_BUNDLE_IMAGE}:do_image_complete copal-cli-native:do_populate_sysroot"
 do_bundle[cleandirs] = "${B}"
 do_bundle() {
@@ -37,7 +48,7 @@ do_bundle() {
     if [ -n "${COPAL_BUNDLE_MIN_FROM}" ]; then
         set -- "$@" --min-from ${COPAL_BUNDLE_MIN_FROM}
     fi
-    copal os bundle create "$@" \
+    copal os bundle create "$@" --fleet-id ${COPAL_FLEET_ID} --force \
         --device-type ${COPAL_DEVICE_TYPE} --arch ${COPAL_ARCH} --version ${COPAL_OS_VERSION} \
         --data-schema ${COPAL_DATA_SCHEMA} -o ${B}/${COPAL_BUNDLE_FILE}
 }
