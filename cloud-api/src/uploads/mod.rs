@@ -173,7 +173,7 @@ pub async fn begin(
 /// Refuses where the disk has less than this left.
 fn room(app: &App, wanted: u64) -> Result<()> {
     let free = nix::sys::statvfs::statvfs(&app.config.data)
-        .map(|s| u64::from(s.blocks_available()).saturating_mul(u64::from(s.fragment_size())))
+        .map(|s| s.blocks_available().saturating_mul(s.fragment_size()))
         .map_err(|e| Problem::internal(format!("asking {} for its space: {e}", app.config.data.display())))?;
     if free >= wanted {
         return Ok(());
@@ -317,6 +317,7 @@ async fn fill(file: &mut part::Open<'_>, body: Body, size: u64) -> Result<()> {
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "it is what map_err gives")]
 fn failed(error: std::io::Error) -> Problem {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => disk_full(&error.to_string()),
