@@ -34,6 +34,9 @@ enum Command {
     Plan(commands::plan::PlanArgs),
     /// Judge signed documents given as files, offline; exit code 1 when one is refused.
     Verify(commands::verify::VerifyArgs),
+    /// The operating system's two slots (root only).
+    #[command(subcommand)]
+    Os(commands::os::OsCommand),
     /// Make the run folders before the engine starts (a unit ordered before it does).
     Prepare,
     /// The version.
@@ -95,6 +98,7 @@ fn perform(cli: &Cli) -> anyhow::Result<bool> {
         Command::Status { json } => commands::status::status(&cli.places, *json)?,
         Command::Plan(args) => commands::plan::plan(args, &cli.places.name_prefix)?,
         Command::Verify(args) => return commands::verify::verify(args),
+        Command::Os(command) => return commands::os::os(&cli.places, command),
         Command::Prepare => commands::prepare::prepare(&cli.places)?,
         Command::Version => println!("{}", env!("CARGO_PKG_VERSION")),
     }

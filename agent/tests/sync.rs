@@ -720,3 +720,28 @@ async fn a_host_target_is_verified_by_its_own_role_and_refused_without_touching_
     assign(6, None);
     agent.target("no host target", |t| t.os == HostAim::None).await;
 }
+
+#[tokio::test]
+async fn after_a_restart_without_the_cloud_apps_and_host_target_come_from_the_disk() {
+    use copal_agent::target::HostAim;
+    let mut cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let app = cloud.publish(&release(&cloud.keys, 10), &[&cloud.keys.builder]);
+    let host = cloud.publish(&host_release(&cloud, &device, 20), &[&cloud.keys.host]);
+    let mut draft = cloud.draft(1, &[app]);
+    draft.host = Some(HostTarget { sha256: host, retry: 0 });
+    cloud.assign(&draft);
+    agent.commits(cloud.app(), app).await;
+    drop(agent);
+
+    // As after a reboot into another slot: the state is the same, the network is not there yet.
+    cloud.go_down();
+    let agent = device.start();
+    let target = agent.target("from the disk", |t| t.apps.contains_key(&cloud.app())).await;
+    assert_eq!(target.apps[&cloud.app()].release.sha256(), app);
+    assert!(matches!(&target.os, HostAim::Release(r) if r.release.sha256() == host));
+    assert!(!target.may_install, "nothing new without the cloud's word");
+    assert_eq!(agent.store.committed(cloud.app()).unwrap().release.sha256(), app);
+}

@@ -167,10 +167,30 @@ impl Cloud {
     /// # Errors
     /// [`CloudError`].
     pub async fn blob(&self, path: &str, bearer: &str, from: u64) -> Result<Blob, CloudError> {
+        let range = (from > 0).then(|| format!("bytes={from}-"));
+        self.open_blob(path, bearer, from, range).await
+    }
+
+    /// Starts reading the bytes `from..to` of a blob, `to` greater than `from`. A server that knows no ranges starts from the
+    /// beginning and goes on to the end.
+    ///
+    /// # Errors
+    /// [`CloudError`].
+    pub async fn range(&self, path: &str, bearer: &str, from: u64, to: u64) -> Result<Blob, CloudError> {
+        let range = format!("bytes={from}-{}", to.saturating_sub(1));
+        self.open_blob(path, bearer, from, Some(range)).await
+    }
+
+    async fn open_blob(
+        &self,
+        path: &str,
+        bearer: &str,
+        from: u64,
+        range: Option<String>,
+    ) -> Result<Blob, CloudError> {
         let mut headers = HeaderMap::new();
-        if from > 0 {
-            let range = format!("bytes={from}-").parse().expect("digits are a header value");
-            headers.insert(header::RANGE, range);
+        if let Some(range) = range {
+            headers.insert(header::RANGE, range.parse().expect("digits are a header value"));
         }
         let call = Call::get(path, 0).bearer(bearer);
         let response = self.send(&call, &headers, self.limits.first_byte).await?;

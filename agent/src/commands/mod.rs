@@ -3,6 +3,7 @@
 //! In: parsed flags. Out: what is printed, and an exit code: 0 good, 1 refused or failed, 2 wrong use, 78 settings that
 //! cannot be used.
 
+pub mod os;
 pub mod plan;
 pub mod prepare;
 mod rooms;

@@ -14,15 +14,18 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context as _;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
 };
 
 use super::rooms::Rooms;
 use crate::{
-    apply::status::AgentStatus,
+    apply::status::{AgentStatus, reason},
     engine::Engine,
     images::Pulls,
-    os::{self, OsStatus},
+    os::{
+        self, OsStatus,
+        disk::{Disks, RealDisks},
+    },
     report::{About, Counter, Listening, Reporter},
     selfupdate::{
         self, SelfStatus, Updater,
@@ -85,7 +88,15 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         },
         status_file: places.run_dir.join("status.json"),
     };
-    let update_os = os::unmanaged(targets.clone(), os_writer);
+    let (os_targets, os_condition) = (targets.clone(), condition.clone());
+    let lines = move |asks| os::Lines {
+        targets: os_targets,
+        condition: os_condition,
+        apps: status,
+        asks,
+        status: os_writer,
+    };
+    let update_os = update_os(&rooms, places, engine.clone(), lines);
     let supervise = async {
         let device_id = enrolled(condition).await;
         let deps = Deps {
@@ -115,6 +126,49 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     }
     notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())
+}
+
+/// The operating system's updater, where the image has two slots.
+async fn update_os(
+    rooms: &Rooms,
+    places: &Places,
+    engine: Engine,
+    lines: impl FnOnce(mpsc::Receiver<os::Asked>) -> os::Lines,
+) {
+    let (asking, asks) = mpsc::channel(4);
+    let lines = lines(asks);
+    let Some(config) = rooms.os.clone() else { return os::unmanaged(lines.targets, lines.status).await };
+    let disks: Arc<dyn Disks> = Arc::new(RealDisks);
+    let boot = match os::boot::open(&config, disks.clone()) {
+        Ok(boot) => boot,
+        Err(error) => {
+            tracing::error!(code = error.code(), %error, "the operating system is not updated");
+            lines.status.send_modify(|s| s.reason = Some(reason(error.code(), error.to_string())));
+            return std::future::pending().await;
+        }
+    };
+    let device = os::around::ThisDevice {
+        clock: rooms.clock.clone(),
+        engine,
+        run_dir: places.run_dir.clone(),
+        hooks: config.hooks.clone(),
+    };
+    let slots = os::slots::Slots::new(
+        config.clone(),
+        disks,
+        Arc::new(os::slots::Cloud(rooms.session.clone())),
+        rooms.state.clone(),
+    );
+    let deps = os::Deps {
+        config,
+        boot: Arc::from(boot),
+        installer: Arc::new(slots),
+        documents: Arc::new(os::around::Stored(rooms.store.clone())),
+        device: Arc::new(device),
+        state: rooms.state.clone(),
+    };
+    let door = os::door::serve(&places.run_dir, rooms.store.clone(), rooms.clock.clone(), asking);
+    tokio::join!(os::run(deps, lines), door);
 }
 
 /// The device's id, once there is one: before that nothing could be assigned.

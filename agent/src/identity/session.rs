@@ -182,6 +182,20 @@ impl Session {
         Ok(self.cloud.blob(path, &token, from).await?)
     }
 
+    /// Starts reading the bytes `from..to` of a blob of a device route, as [`Self::call`].
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn range(&self, path: &str, from: u64, to: u64) -> Result<Blob, SessionError> {
+        let token = self.token().await?;
+        match self.cloud.range(path, &token, from, to).await {
+            Err(e) if e.is_status(401) => self.drop_token(&token).await,
+            other => return Ok(other?),
+        }
+        let token = self.token().await?;
+        Ok(self.cloud.range(path, &token, from, to).await?)
+    }
+
     /// The client beneath.
     #[must_use]
     pub fn cloud(&self) -> &Cloud {

@@ -22,6 +22,7 @@ use super::{
     journal::{Attempt, Before, Journal, Key, Parked, Stage},
     machine::{self, Aim, Facts, Gate, Health, Step, Wanted, Work},
     ports::{Device, Documents, From, Installer},
+    told::SlotsStatus,
 };
 use crate::{
     apply::status::{AgentStatus, reason},
@@ -67,6 +68,8 @@ pub enum Ask {
     },
     /// Go back to the release in the other slot.
     Rollback,
+    /// Tell how the slots stand, as JSON.
+    Status,
 }
 
 /// An [`Ask`] with its answer: what was begun, or why nothing was.
@@ -664,7 +667,15 @@ impl Updater {
     /// A person at the device asks; the device's own floor and the running slot bind as ever.
     async fn asked(&mut self, ask: Ask) -> Result<String, Reason> {
         let refused = |message: &str| Err(reason("os_cancelled", message));
-        let booted = self.boot(|boot| boot.active()).await.map_err(|Trouble(why)| why)?;
+        let booted = self.boot(|boot| boot.active()).await.map_err(|Trouble(why)| why);
+        if ask == Ask::Status {
+            let host = self.lines.status.borrow().host.clone();
+            let journal = self.journal.clone().unwrap_or_default();
+            let floor = self.deps.documents.floor();
+            let told = SlotsStatus::new(&self.deps.config, floor, booted, journal, host);
+            return serde_json::to_string(&told).map_err(|e| reason("os_cancelled", e.to_string()));
+        }
+        let booted = booted?;
         let Some(journal) = self.journal.clone() else {
             return refused("the journal of OS updates is not readable");
         };
@@ -683,7 +694,7 @@ impl Updater {
                 attempt.file = Some(file);
                 (attempt, journal.parked.clone())
             }
-            Ask::Rollback => {
+            Ask::Status | Ask::Rollback => {
                 let Some(image) = journal.image(slot).filter(|_| journal.attempt.is_none()).cloned() else {
                     return refused("the other slot holds no release that is known to be whole");
                 };
@@ -754,4 +765,4 @@ impl std::fmt::Debug for Brief<'_> {
 
 #[cfg(test)]
 #[path = "act_tests.rs"]
-mod tests;
+pub(crate) mod tests;

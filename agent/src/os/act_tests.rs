@@ -505,7 +505,8 @@ impl World {
     }
 }
 
-fn condition() -> Condition {
+/// All is well with the cloud.
+pub(crate) fn condition() -> Condition {
     let root = OwnerKeys::fixed().trusted(&OwnerKeys::fixed().root());
     Condition {
         device_id: None,

@@ -12,16 +12,22 @@ pub mod around;
 pub mod boot;
 pub mod config;
 pub mod disk;
+pub mod door;
 pub mod health;
 pub mod install;
 pub mod journal;
 pub mod machine;
 pub mod ports;
 mod slot;
+pub mod slots;
+mod told;
+#[cfg(test)]
+mod whole_tests;
 
 pub use act::{Ask, Asked, Deps, Lines, OsStatus, run, unmanaged};
 pub use config::OsConfig;
 pub use slot::Slot;
+pub use told::{BootStatus, SlotsStatus};
 
 #[cfg(test)]
 mod tests {
