@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     OsConfig, Slot,
     boot::{Backend, BootError, Booted},
+    config::BackendKind,
     health::{self, Hooks, Look},
     journal::{Attempt, Before, Journal, Key, Parked, Stage},
     machine::{self, Aim, Facts, Gate, Health, Step, Wanted, Work},
@@ -27,7 +28,7 @@ use super::{
 use crate::{
     apply::status::{AgentStatus, reason},
     state::{StateDir, StateError},
-    target::{Condition, HostAim, model::Target},
+    target::{Condition, HostAim, HostPart, model::Target},
 };
 
 /// Between looks: at an installation or a trial, where an update waits, and where there is none.
@@ -332,6 +333,7 @@ impl Updater {
             booted,
             version: self.deps.config.version.clone(),
             trial_limit: self.deps.config.trial_limit,
+            one_shot: self.deps.config.backend == BackendKind::Tryboot,
             floor: self.deps.documents.floor(),
             works: engine || !self.deps.config.engine,
             told: self.told,
@@ -641,7 +643,9 @@ impl Updater {
         if there && why.is_none() {
             self.applied = self.lines.targets.borrow().as_ref().map(|t| t.order);
         }
-        let host = machine::view(self.deps.boot.name(), facts, journal, why);
+        // What was refused before it became a target is no step of ours, and still why the newest does not run.
+        let refused = || self.lines.condition.borrow().refused_hosts.get(&HostPart::Os).cloned();
+        let host = machine::view(self.deps.boot.name(), facts, journal, why.or_else(refused));
         let told = OsStatus { applied: self.applied, host: Some(host), reason: None };
         self.lines.status.send_if_modified(|old| {
             let news = *old != told;

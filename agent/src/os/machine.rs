@@ -47,6 +47,8 @@ pub struct Facts {
     pub version: semver::Version,
     /// The most trials of one release.
     pub trial_limit: u32,
+    /// A trial is one boot, whatever ends it: nobody counts boots but this agent.
+    pub one_shot: bool,
     /// The lowest counter that may run here.
     pub floor: u64,
     /// The running system works, as far as the bootloader is concerned.
@@ -385,7 +387,7 @@ fn conclude(facts: &Facts, booted: &Booted, attempt: &Attempt) -> Conclusion {
         ("os_no_verdict", "did not come up: its kernel or its first programs stopped or hung".to_owned())
     };
     // The bootloader tried it as often as it may, and its agent never ran.
-    let hopeless = seen == 0 && booted.fell_why.as_deref() == Some("tries");
+    let hopeless = seen == 0 && !facts.one_shot && booted.fell_why.as_deref() == Some("tries");
     let then = if used >= facts.trial_limit || hopeless { Then::Park } else { Then::Again };
     let next = if then == Then::Park {
         "it is not tried again until the target changes"

@@ -37,6 +37,7 @@ fn facts() -> Facts {
         }),
         version: semver::Version::new(1, 0, 0),
         trial_limit: 3,
+        one_shot: false,
         floor: 0,
         works: true,
         told: true,
@@ -278,6 +279,12 @@ const TABLE: &[Line] = &[
     }),
     ("back, the bootloader tried as often as it may", |f, j| {
         back(f, 1);
+        booted(f, |b| b.fell_why = Some("tries".to_owned()));
+        j.attempt = Some(attempt(Stage::Armed));
+    }),
+    ("back, the firmware gives a trial one boot, whatever ended it", |f, j| {
+        back(f, 1);
+        f.one_shot = true;
         booted(f, |b| b.fell_why = Some("tries".to_owned()));
         j.attempt = Some(attempt(Stage::Armed));
     }),

@@ -41,7 +41,8 @@ mod tests {
             } else if path.extension().is_some_and(|e| e == "rs") {
                 let text = fs::read_to_string(&path).unwrap();
                 let quoted = text.split('"').filter(|word| word.starts_with("os_"));
-                let code = |word: &&str| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+                let code =
+                    |word: &&str| word.len() > 3 && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
                 found.extend(quoted.filter(code).map(str::to_owned));
             }
         }

@@ -21,7 +21,7 @@ mod grub;
 mod heads;
 mod kernel;
 #[cfg(test)]
-mod sim;
+pub(crate) mod sim;
 mod state;
 mod store;
 mod tryboot;

@@ -7,4 +7,4 @@ mod tests;
 mod world;
 
 pub(crate) use storage::{Storage, Tear};
-pub(crate) use world::World;
+pub(crate) use world::{World, boot_image, image};

@@ -108,7 +108,7 @@ pub(crate) fn image(version: u8) -> Vec<u8> {
 }
 
 /// A slot's boot image.
-fn boot_image(version: u8) -> Vec<u8> {
+pub(crate) fn boot_image(version: u8) -> Vec<u8> {
     let mut bytes = fat::tests::small(b"CONFIG  TXT", b"arm_64bit=1\n");
     bytes[HEAD..HEAD + 8].fill(version);
     let last = bytes.len() - 1;
