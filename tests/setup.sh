@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Installs and starts what the tests and the demo need. Running it again changes nothing.
 #
-#   tests/setup.sh [engine] [lint] [yocto] [browser] [bench] [arm64] [os]     (no word: engine)
+#   tests/setup.sh [engine] [lint] [yocto] [browser] [bench] [osbench] [arm64] [os]     (no word: engine)
 #
 #   engine   git, docker.io, iptables, iproute2, busybox-static, skopeo, docker-registry; starts dockerd if no engine answers
 #   lint     shellcheck, cargo-deny
 #   yocto    python3-venv, systemd, e2fsprogs, fdisk, shellcheck; BitBake's parser, oelint-adv and kas in target/yocto-venv
 #   browser  chromium, node, npm
 #   bench    docker-compose, the peer of the update numbers
+#   osbench  mmdebstrap and the peers of an OS update's numbers
 #   arm64    emulation of arm64 programs (qemu-user-static, binfmt-support) and the arm64 busybox
 #   os       the QEMU machine of tests/os: emulator, U-Boot, disk tools, a compiler for static arm64 programs, and the
 #            arm64 packages its image is made of, in target/os/cache
@@ -136,6 +137,8 @@ browser() {
 
 bench() { has docker-compose || install_packages docker-compose; }
 
+osbench() { install_packages mmdebstrap e2fsprogs rauc casync zstd xdelta3 squashfs-tools openssl time; }
+
 arm64() {
     [ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] && return
     [ "$(uname -m)" = aarch64 ] && return
@@ -213,7 +216,7 @@ os_packages() {
 WORDS="${*:-engine}"
 for word in $WORDS; do
     case "$word" in
-    engine | lint | yocto | browser | bench | arm64 | os) "$word" ;;
-    *) die "no such part: $word (engine, lint, yocto, browser, bench, arm64, os)" ;;
+    engine | lint | yocto | browser | bench | osbench | arm64 | os) "$word" ;;
+    *) die "no such part: $word (engine, lint, yocto, browser, bench, osbench, arm64, os)" ;;
     esac
 done

@@ -13,6 +13,8 @@ mirror=${COPAL_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 security=${COPAL_DEBIAN_SECURITY:-http://deb.debian.org/debian-security}
 packages=systemd,systemd-sysv,udev,dbus,network-manager,podman,linux-image-cloud-amd64,openssh-server,ca-certificates,curl,python3,iproute2,sudo,kmod,wpasupplicant,chrony,e2fsprogs,parted,jq,less,vim-tiny,rsync,gnupg,tzdata,initramfs-tools,iptables
 
+# The hooks' $1 is theirs.
+# shellcheck disable=SC2016
 root() {
     local name=$1
     shift

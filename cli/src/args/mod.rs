@@ -1,11 +1,13 @@
 //! The words: every command, option and help text. What they do stands in [`crate::commands`].
 
+mod bundle;
 mod os;
 mod owner;
 mod work;
 
 use std::path::PathBuf;
 
+pub use bundle::{AgentCommand, BundleCommand, BundleCreate, BundleWords, Floor};
 use clap::{Args, Parser, Subcommand};
 pub use os::{OsCommand, OsDeploy, OsRelease, Place, WindowArg};
 pub use owner::{
@@ -96,6 +98,9 @@ pub enum Command {
     /// Operating systems and agents: what devices run below their apps
     #[command(subcommand)]
     Os(OsCommand),
+    /// Agents
+    #[command(subcommand)]
+    Agent(AgentCommand),
     /// Variables of services
     #[command(subcommand)]
     Env(EnvCommand),

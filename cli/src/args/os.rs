@@ -8,6 +8,9 @@ use copal_protocol::window::Window;
 /// Operating systems and agents of a fleet.
 #[derive(Debug, Subcommand)]
 pub enum OsCommand {
+    /// Bundles: an operating system in one file, made and signed on this machine
+    #[command(subcommand)]
+    Bundle(super::bundle::BundleCommand),
     /// Upload a signed bundle and make it a release of a fleet: an operating system, or an agent
     Release(OsRelease),
     /// List a fleet's operating systems and agents

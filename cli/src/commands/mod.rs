@@ -8,6 +8,7 @@ mod keys;
 mod lock;
 mod login;
 mod os;
+mod os_bundle;
 mod releases;
 mod roots;
 mod status;
@@ -43,6 +44,8 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Root(command) => Box::pin(roots::run(&ctx, command)).await,
         Command::Device(command) => Box::pin(devices::run(&ctx, command)).await,
         Command::Release(command) => Box::pin(releases::run(&ctx, command)).await,
+        Command::Os(crate::args::OsCommand::Bundle(command)) => os_bundle::run(&ctx, command),
+        Command::Agent(command) => os_bundle::agent(&ctx, command),
         Command::Os(command) => Box::pin(os::run(&ctx, command)).await,
         Command::Env(command) => variables::run(&ctx, command).await,
         Command::Build(command) => builds::run(&ctx, command).await,

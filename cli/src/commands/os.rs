@@ -25,6 +25,8 @@ use crate::{
 pub(super) async fn run(ctx: &Context, command: OsCommand) -> Result<()> {
     let api = ctx.api()?;
     match command {
+        // Dispatched before anyone is asked to be signed in.
+        OsCommand::Bundle(command) => super::os_bundle::run(ctx, command),
         OsCommand::Release(args) => Box::pin(release(ctx, &api, args)).await,
         OsCommand::List { which, limit } => {
             let fleet = ctx.fleet(&api, Some(&which)).await?;
