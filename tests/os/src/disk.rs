@@ -86,6 +86,25 @@ impl Disk {
         assert!(output.status.success(), "mcopy: {}", copal_e2e::text(&output));
     }
 
+    /// Writes both copies of the boot state.
+    pub fn set_state(&self, state: &BootState) {
+        for offset in STATE_OFFSETS {
+            self.damage(offset, &state.to_bytes());
+        }
+    }
+
+    /// Writes an image into a slot.
+    pub fn put_in_slot(&self, slot: &str, image: &Path) {
+        let at = partitions()[&format!("root-{slot}")].0 >> 20;
+        let output = Command::new("dd")
+            .arg(format!("if={}", image.display()))
+            .arg(format!("of={}", self.path.display()))
+            .args(["bs=1M", "conv=notrunc", "status=none", &format!("seek={at}")])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "dd: {}", copal_e2e::text(&output));
+    }
+
     /// Overwrites bytes, as damage or an attacker with the disk in hand would.
     pub fn damage(&self, offset: u64, bytes: &[u8]) {
         File::options().write(true).open(&self.path).unwrap().write_all_at(bytes, offset).unwrap();
@@ -111,6 +130,24 @@ impl BootState {
             .filter_map(|entry| entry.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned())))
             .collect();
         Some(Self { keys })
+    }
+
+    /// A copy as it lies on the disk.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; 4];
+        for (key, value) in &self.keys {
+            bytes.extend(format!("{key}={value}\0").bytes());
+        }
+        bytes.resize(STATE_BYTES, 0);
+        let sum = crc32(&bytes[4..]);
+        bytes[..4].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    /// The same with one key changed.
+    pub fn with(mut self, key: &str, value: &str) -> Self {
+        self.keys.insert(key.to_owned(), value.to_owned());
+        self
     }
 
     pub fn get(&self, key: &str) -> &str {
@@ -198,12 +235,9 @@ pub fn crc32(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    fn blob(text: &str) -> Vec<u8> {
-        let mut bytes = vec![0; STATE_BYTES];
-        bytes[4..4 + text.len()].copy_from_slice(text.as_bytes());
-        let sum = crc32(&bytes[4..]);
-        bytes[..4].copy_from_slice(&sum.to_le_bytes());
-        bytes
+    fn blob(generation: &str, trial: &str) -> Vec<u8> {
+        let state = BootState::default().with("copal_slot", "a");
+        state.with("copal_gen", generation).with("copal_trial", trial).to_bytes()
     }
 
     struct Memory(Vec<u8>);
@@ -223,12 +257,12 @@ mod tests {
     #[test]
     fn a_torn_copy_is_none_and_the_newer_whole_one_counts() {
         let mut disk = vec![0; (12 << 20) as usize];
-        let put = |disk: &mut Vec<u8>, copy: usize, text: &str| {
+        let put = |disk: &mut Vec<u8>, copy: usize, blob: &[u8]| {
             let at = usize::try_from(STATE_OFFSETS[copy]).unwrap();
-            disk[at..at + STATE_BYTES].copy_from_slice(&blob(text));
+            disk[at..at + STATE_BYTES].copy_from_slice(blob);
         };
-        put(&mut disk, 0, "copal_gen=a\0copal_slot=a\0copal_trial=1\0");
-        put(&mut disk, 1, "copal_gen=9\0copal_slot=a\0copal_trial=0\0");
+        put(&mut disk, 0, &blob("a", "1"));
+        put(&mut disk, 1, &blob("9", "0"));
         let memory = Memory(disk.clone());
         assert!(state(&memory).unwrap().on_trial());
         disk[(4 << 20) + 2000] = 7;

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Condvar, Mutex,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -45,6 +45,13 @@ pub struct Machine {
 struct Console {
     lines: Mutex<Lines>,
     more: Condvar,
+}
+
+impl Console {
+    /// A test that fails while it waits must still be able to print what the machine said.
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Default)]
@@ -106,7 +113,7 @@ impl Machine {
 
     /// The power goes by itself the moment a line with this in it appears.
     pub fn cut_at(&self, what: &str) {
-        self.console.lines.lock().unwrap().cut_at = Some(what.to_owned());
+        self.lines().cut_at = Some(what.to_owned());
     }
 
     /// The power goes by itself the moment `probe` sees what it waits for; looked at about every millisecond, until
@@ -141,12 +148,16 @@ impl Machine {
 
     /// Whether such a line has appeared since the last one waited for.
     pub fn said(&self, what: &str) -> bool {
-        self.console.lines.lock().unwrap().all[self.cursor..].iter().any(|l| l.contains(what))
+        self.lines().all[self.cursor..].iter().any(|l| l.contains(what))
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.console.lines()
     }
 
     fn wait<T>(&self, what: &str, probe: impl Fn(&Lines) -> Option<T>) -> T {
         let until = Instant::now() + PATIENCE;
-        let mut lines = self.console.lines.lock().unwrap();
+        let mut lines = self.lines();
         loop {
             if let Some(found) = probe(&lines) {
                 return found;
@@ -154,7 +165,7 @@ impl Machine {
             let left = until.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "the machine did not say within {PATIENCE:?}: {what}");
             assert!(!lines.ended, "the machine ended before: {what}; {}", self.qemu_said());
-            lines = self.console.more.wait_timeout(lines, left).unwrap().0;
+            lines = self.console.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -178,7 +189,7 @@ impl Machine {
 
     /// Everything on the serial line so far.
     pub fn console(&self) -> String {
-        self.console.lines.lock().unwrap().all.join("\n")
+        self.lines().all.join("\n")
     }
 
     fn qemu_said(&self) -> String {
@@ -206,7 +217,7 @@ impl Drop for Machine {
 }
 
 fn kill(child: &Mutex<Child>) {
-    let mut child = child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut child = child.lock().unwrap_or_else(PoisonError::into_inner);
     let _ = child.kill();
     let _ = child.wait();
 }
@@ -217,7 +228,7 @@ fn read_console(stdout: impl std::io::Read, console: &Console, child: &Mutex<Chi
     loop {
         raw.clear();
         let n = reader.read_until(b'\n', &mut raw).unwrap_or(0);
-        let mut lines = console.lines.lock().unwrap();
+        let mut lines = console.lines();
         if n == 0 {
             lines.ended = true;
             console.more.notify_all();

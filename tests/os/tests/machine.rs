@@ -5,6 +5,7 @@
 use copal_os_tests::{
     built,
     disk::{self, Disk, STATE_BYTES, STATE_OFFSETS},
+    images::image,
     machine::Machine,
     world::World,
 };
@@ -65,8 +66,7 @@ fn with_both_copies_damaged_a_slot_that_is_not_valid_is_not_booted() {
         let places = disk::partitions();
         if valid == "b" {
             // The same system in B, and A as an install leaves it that was cut: all there but its head.
-            let image = std::fs::read(built("images/factory.ext4")).unwrap();
-            disk.damage(places["root-b"].0, &image);
+            disk.put_in_slot("b", &built("images/factory.ext4"));
             disk.damage(places["root-a"].0, &[0; 4096]);
         }
         assert!(!disk::bootable(&disk.open(), broken));
@@ -76,4 +76,49 @@ fn with_both_copies_damaged_a_slot_that_is_not_valid_is_not_booted() {
         let mut machine = Machine::on(&disk.path);
         machine.booted(valid);
     }
+}
+
+/// A disk with a trial of an image armed by hand.
+fn on_trial(version: &str, faults: &[&str]) -> (tempfile::TempDir, Disk) {
+    let (dir, disk) = factory_disk();
+    disk.put_in_slot("b", &image(version, faults));
+    let state = disk::state(&disk.open()).unwrap();
+    disk.set_state(&state.with("copal_trial", "1").with("copal_tries", "0"));
+    (dir, disk)
+}
+
+#[test]
+fn a_trial_that_panics_uses_up_its_boots_and_ends_in_the_committed_slot() {
+    let (_dir, disk) = on_trial("2.0.0", &["panic"]);
+    let mut machine = Machine::on(&disk.path);
+    for _ in 0..3 {
+        assert!(machine.booted("b").contains("trial=1"));
+    }
+    assert!(machine.booted("a").contains("trial=0"));
+    let state = disk::state(&disk.open()).unwrap();
+    assert_eq!((state.committed(), state.on_trial(), state.get("copal_fell")), ("a", false, "tries"));
+}
+
+#[test]
+#[ignore = "long: make test-os"]
+fn a_trial_without_a_kernel_or_an_init_ends_in_the_committed_slot() {
+    for fault in ["nokernel", "noinit"] {
+        let (_dir, disk) = on_trial("2.0.0", &[fault]);
+        let mut machine = Machine::on(&disk.path);
+        machine.booted("a");
+        let state = disk::state(&disk.open()).unwrap();
+        assert_eq!((state.committed(), state.on_trial()), ("a", false), "{fault}: {state:?}");
+    }
+}
+
+#[test]
+#[ignore = "long: make test-os"]
+fn a_committed_slot_that_is_never_well_gives_way_to_the_other_valid_one() {
+    let (_dir, disk) = factory_disk();
+    disk.put_in_slot("a", &image("2.0.0", &["panic"]));
+    disk.put_in_slot("b", &built("images/factory.ext4"));
+    let mut machine = Machine::on(&disk.path);
+    machine.booted("a");
+    assert!(machine.booted("b").contains("trial=1"));
+    assert_eq!(disk::state(&disk.open()).unwrap().get("copal_fell"), "sick");
 }
