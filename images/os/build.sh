@@ -128,7 +128,7 @@ fault() {
         chmod +x "$tree/etc/copal/health.d/50-heater"
         ;;
     nokernel) head -c 200000 /dev/zero >"$tree/boot/Image" ;;
-    noinit) rm "$tree/bin/init" ;;
+    noinit) rm "$tree/bin/init" "$tree/bin/sh" ;;
     *) die "no such fault: $1" ;;
     esac
 }
