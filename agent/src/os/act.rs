@@ -491,7 +491,7 @@ impl Updater {
                 self.keep(next)?;
             }
             Step::Begin(_) | Step::Doubt(_) | Step::Park(_) | Step::Forget | Step::Unarm | Step::Differs => {
-                self.keep(next)?
+                self.keep(next)?;
             }
         }
         self.failures = 0;

@@ -158,6 +158,7 @@ pub enum Health {
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, made once a look")]
 pub enum Step {
     /// Nothing: what should run runs, or nothing is asked.
     Rest,

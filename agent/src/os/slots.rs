@@ -17,7 +17,7 @@ use copal_bundle::{
 };
 use copal_protocol::{
     documents::{Reason, Release},
-    ids::Sha256Hex,
+    ids::{Name, Sha256Hex},
     verify::Verified,
 };
 use futures_util::{StreamExt as _, future::BoxFuture, stream};
@@ -83,7 +83,7 @@ impl Slots {
     fn partitions(&self, release: &Release, slot: Slot) -> Result<Vec<(String, PathBuf, PathBuf)>, Reason> {
         let targets: Vec<_> = self.config.devices(slot).by_payload().collect();
         let olds = self.config.devices(slot.other()).by_payload();
-        let names: Vec<&str> = release.payloads.keys().map(|name| name.as_str()).collect();
+        let names: Vec<&str> = release.payloads.keys().map(Name::as_str).collect();
         if !targets.iter().map(|(name, _)| *name).eq(names.iter().copied()) {
             let have: Vec<_> = targets.iter().map(|(name, _)| *name).collect();
             let message = format!(
