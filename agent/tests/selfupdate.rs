@@ -116,7 +116,7 @@ fn a_bad_trial_gives_way_to_the_committed_one() {
     record.commit(env!("CARGO_PKG_VERSION").parse().unwrap());
     let bad = device.fetched("#!/bin/sh\necho bad\n", "9.0.0");
     record.trial = on_trial(bad).trial;
-    let verdict = Verdict { code: "agent_unhealthy".to_owned(), message: String::new(), again_at: None };
+    let verdict = Verdict { code: "agent_unhealthy".to_owned(), message: String::new(), again_after: None };
     record.trial.as_mut().unwrap().verdict = Some(verdict);
     device.keep(&record);
     for _ in 0..2 {
@@ -140,6 +140,24 @@ fn what_is_not_the_signed_file_or_no_program_is_never_started() {
         assert_eq!((output.status.code(), said(&output).as_str()), (Some(78), ""), "{damage}");
         assert_eq!(device.record().parked.unwrap().verdict.code, "agent_exec", "{damage}");
     }
+}
+
+#[test]
+fn on_a_disk_that_takes_no_writes_the_committed_one_runs_and_no_trial_does() {
+    let device = Device::new();
+    let mut record = on_trial(device.fetched(SAYS, "8.0.0"));
+    record.commit(env!("CARGO_PKG_VERSION").parse().unwrap());
+    record.trial = on_trial(device.fetched("#!/bin/sh\necho uncounted\n", "9.0.0")).trial;
+    device.keep(&record);
+    // Writes go to a temporary file first; where a folder has that name, they fail, for root as well.
+    for copy in ["a", "b"] {
+        fs::create_dir(device.dir.path().join(format!("agent-update.{copy}.tmp"))).unwrap();
+    }
+    assert!(said(&device.run()).starts_with("committed of "));
+    let lock = device.dir.path().join("lock");
+    let _ = fs::remove_file(&lock);
+    fs::create_dir(&lock).unwrap();
+    assert!(said(&device.run()).starts_with("committed of "), "without a lock file, too");
 }
 
 #[test]
@@ -319,7 +337,7 @@ async fn an_agent_that_does_not_reach_the_cloud_is_undone_and_due_again_later() 
     device.cloud.honest();
     let parked = device.device.record().parked.unwrap();
     assert_eq!((parked.build.release, parked.verdict.code.as_str()), (release, "agent_cloud_unreachable"));
-    assert!(parked.verdict.again_at.is_some());
+    assert!(parked.verdict.again_after.is_some());
     let waiting = |r: &Report| {
         r.agent.as_ref().unwrap().reason.as_ref().is_some_and(|r| r.code == "agent_cloud_unreachable")
     };

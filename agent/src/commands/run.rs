@@ -66,6 +66,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         session: rooms.session.clone(),
         state: rooms.state.clone(),
         clock: rooms.clock.clone(),
+        since: tokio::time::Instant::now(),
         engine: Arc::new(engine.clone()),
         store: rooms.store.clone(),
         launched: launched.clone(),

@@ -68,14 +68,25 @@ fn told() -> Option<Launched> {
 }
 
 fn choose(state_dir: &Path, installed: &Launched) -> Result<(), StateError> {
-    // Whoever holds it runs already, and the record is his.
-    let Some(_lock) = lock(state_dir) else { return Ok(()) };
+    let _lock = match lock(state_dir) {
+        Lock::Ours(lock) => Some(lock),
+        // Whoever holds it runs already, and the record is his.
+        Lock::Theirs => return Ok(()),
+        // A disk that takes no writes any more: a trial cannot be counted there, but what was committed can run.
+        Lock::Unwritable => None,
+    };
     let state = StateDir::open(state_dir, Arc::new(RealFs))?;
     let mut record: Record = state.load(RECORD)?.unwrap_or_default();
     loop {
         let start = record.start(&installed.base);
         // The count is on the disk before the start: an agent that takes the device down is counted all the same.
-        state.save(RECORD, &record)?;
+        let start = match state.save(RECORD, &record) {
+            Ok(_) => start,
+            Err(e) => {
+                tracing::error!(error = %e, "starts cannot be counted on this disk; the committed agent runs");
+                record.committed.clone().map_or(Start::Installed, Start::Committed)
+            }
+        };
         match start {
             Start::Installed => return Ok(()),
             Start::Committed(build) => {
@@ -89,7 +100,7 @@ fn choose(state_dir: &Path, installed: &Launched) -> Result<(), StateError> {
                 record.undo(Verdict {
                     code: "agent_exec".to_owned(),
                     message: format!("agent {} could not be started: {error}", build.version),
-                    again_at: None,
+                    again_after: None,
                 });
                 state.save(RECORD, &record)?;
             }
@@ -97,10 +108,18 @@ fn choose(state_dir: &Path, installed: &Launched) -> Result<(), StateError> {
     }
 }
 
-fn lock(state_dir: &Path) -> Option<Flock<fs::File>> {
-    let file =
-        fs::OpenOptions::new().write(true).create(true).truncate(false).open(state_dir.join("lock")).ok()?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()
+enum Lock {
+    Ours(#[allow(dead_code, reason = "held until dropped")] Flock<fs::File>),
+    Theirs,
+    Unwritable,
+}
+
+fn lock(state_dir: &Path) -> Lock {
+    let path = state_dir.join("lock");
+    let Ok(file) = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path) else {
+        return Lock::Unwritable;
+    };
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_or(Lock::Theirs, Lock::Ours)
 }
 
 /// Does not return where it succeeds.

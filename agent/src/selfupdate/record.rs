@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// Starts a trial gets before its silence counts as failure. More than one, so that a power cut is not taken for a crash.
 pub const STARTS: u32 = 3;
 
+/// The longest wait before an inconclusive trial is made again, seconds: a week.
+const LONGEST_S: u64 = 7 * 86_400;
+
 /// The durable record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -22,6 +25,8 @@ pub struct Record {
     pub trial: Option<Trial>,
     /// The one that was undone last.
     pub parked: Option<Parked>,
+    /// How often the parked one was inconclusive: each time the wait doubles.
+    pub inconclusive: u32,
 }
 
 /// A binary of a release.
@@ -64,9 +69,9 @@ pub struct Verdict {
     pub code: String,
     /// One sentence.
     pub message: String,
-    /// Unix seconds from which it may be tried again by itself; absent: not until the target changes.
+    /// Seconds after which it may be tried again by itself; absent: not until the target changes.
     #[serde(default)]
-    pub again_at: Option<u64>,
+    pub again_after: Option<u64>,
 }
 
 /// An undone build.
@@ -111,7 +116,7 @@ impl Record {
                          well; the agent before it runs again",
                         trial.build.version
                     ),
-                    again_at: None,
+                    again_after: None,
                 });
                 self.undo(verdict);
             }
@@ -123,6 +128,10 @@ impl Record {
     /// Ends the trial badly.
     pub fn undo(&mut self, verdict: Verdict) {
         if let Some(trial) = self.trial.take() {
+            let again = self.parked.as_ref().is_some_and(|p| p.build == trial.build);
+            self.inconclusive = if again { self.inconclusive.saturating_add(1) } else { 0 };
+            let doubled = |s: u64| s.saturating_mul(1 << self.inconclusive.min(10)).min(LONGEST_S);
+            let verdict = Verdict { again_after: verdict.again_after.map(doubled), ..verdict };
             self.parked = Some(Parked { build: trial.build, verdict });
         }
     }
@@ -131,19 +140,17 @@ impl Record {
     pub fn commit(&mut self, base: Version) {
         if let Some(trial) = self.trial.take() {
             self.parked = None;
+            self.inconclusive = 0;
             self.base = Some(base);
             self.committed = Some(trial.build);
         }
     }
 
-    /// Whether this release (with this retry) was undone and is not due again.
+    /// Why this release (with this retry) was undone, where it was.
     #[must_use]
-    pub fn is_parked(&self, release: Sha256Hex, retry: u64, now: u64) -> Option<&Verdict> {
-        self.parked
-            .as_ref()
-            .filter(|p| p.build.release == release && p.build.retry == retry)
-            .map(|p| &p.verdict)
-            .filter(|verdict| verdict.again_at.is_none_or(|at| now < at))
+    pub fn parked(&self, release: Sha256Hex, retry: u64) -> Option<&Verdict> {
+        let same = |p: &&Parked| p.build.release == release && p.build.retry == retry;
+        self.parked.as_ref().filter(same).map(|p| &p.verdict)
     }
 
     /// The files that are still of use.
@@ -171,8 +178,8 @@ mod tests {
         Trial { build, starts: 0, had_cloud: true, had_engine: true, verdict: None }
     }
 
-    fn bad(again_at: Option<u64>) -> Verdict {
-        Verdict { code: "agent_unhealthy".to_owned(), message: String::new(), again_at }
+    fn bad(again_after: Option<u64>) -> Verdict {
+        Verdict { code: "agent_unhealthy".to_owned(), message: String::new(), again_after }
     }
 
     #[test]
@@ -183,9 +190,9 @@ mod tests {
             assert_eq!(record.start(&installed), Start::Trial(build(1, "1.1.0")));
         }
         assert_eq!(record.start(&installed), Start::Installed);
-        let why = record.is_parked(build(1, "1.1.0").release, 0, u64::MAX).unwrap();
+        let why = record.parked(build(1, "1.1.0").release, 0).unwrap();
         assert_eq!(why.code, "agent_no_verdict");
-        assert!(record.is_parked(build(1, "1.1.0").release, 1, 0).is_none(), "a person asked again");
+        assert!(record.parked(build(1, "1.1.0").release, 1).is_none(), "a person asked again");
     }
 
     #[test]
@@ -197,15 +204,23 @@ mod tests {
         record.trial = Some(Trial { verdict: Some(bad(None)), ..trial(build(2, "1.2.0")) });
         assert_eq!(record.start(&installed), Start::Committed(build(1, "1.1.0")));
         assert_eq!(record.start(&installed), Start::Committed(build(1, "1.1.0")), "and stays");
-        assert!(record.is_parked(build(2, "1.2.0").release, 0, u64::MAX).is_some());
+        assert!(record.parked(build(2, "1.2.0").release, 0).is_some());
     }
 
     #[test]
-    fn an_inconclusive_trial_is_due_again_later() {
-        let mut record = Record { trial: Some(trial(build(1, "1.1.0"))), ..Record::default() };
-        record.undo(bad(Some(100)));
-        assert!(record.is_parked(build(1, "1.1.0").release, 0, 99).is_some());
-        assert!(record.is_parked(build(1, "1.1.0").release, 0, 100).is_none());
+    fn an_inconclusive_trial_is_due_again_later_and_each_time_later() {
+        let mut record = Record::default();
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            record.trial = Some(trial(build(1, "1.1.0")));
+            record.undo(bad(Some(3600)));
+            waits.push(record.parked(build(1, "1.1.0").release, 0).unwrap().again_after.unwrap());
+        }
+        assert_eq!(waits[..3], [3600, 7200, 14_400]);
+        assert_eq!(waits[11], LONGEST_S);
+        record.trial = Some(trial(build(2, "1.2.0")));
+        record.undo(bad(Some(3600)));
+        assert_eq!(record.parked.unwrap().verdict.again_after, Some(3600), "another release begins anew");
     }
 
     #[test]

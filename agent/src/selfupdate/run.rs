@@ -38,7 +38,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Wrong bytes are not downloaded again sooner than this, unless the target changes.
 const COSTLY: Duration = Duration::from_secs(600);
-/// An inconclusive trial is made again after this many seconds.
+/// An inconclusive trial is made again after this many seconds; twice as many each further time.
 const AGAIN_S: u64 = 3600;
 
 /// The signed file of a release of the agent.
@@ -99,8 +99,10 @@ pub struct Updater {
     pub session: Arc<Session>,
     /// Durable state.
     pub state: Arc<StateDir>,
-    /// Wall clock, for when to try again.
+    /// Wall clock, to tell when a trial ends.
     pub clock: Clock,
+    /// When this process began.
+    pub since: Instant,
     /// Answers in health.
     pub engine: Arc<dyn EngineApi>,
     /// Remembers what was begun and committed, with its floors.
@@ -185,12 +187,14 @@ impl Updater {
         if runs.as_ref().is_some_and(|b| (b.release, b.retry) == (wanted.release.sha256(), wanted.retry)) {
             return Ok(Step::OnTarget);
         }
-        let now = self.clock.now();
-        if let Some(verdict) = record.is_parked(wanted.release.sha256(), wanted.retry, now) {
-            self.tell(|r| r.reason = Some(of(reason(&verdict.code, &verdict.message), Some(wanted))));
-            return Ok(Step::Wait(
-                verdict.again_at.map(|at| Duration::from_secs(at.saturating_sub(now).max(1))),
-            ));
+        if let Some(verdict) = record.parked(wanted.release.sha256(), wanted.retry) {
+            // Counted by this process's own clock: a wall clock may stand still in 1970, or be set back by years.
+            let left =
+                verdict.again_after.map(|s| Duration::from_secs(s).saturating_sub(self.since.elapsed()));
+            if left != Some(Duration::ZERO) {
+                self.tell(|r| r.reason = Some(of(reason(&verdict.code, &verdict.message), Some(wanted))));
+                return Ok(Step::Wait(left));
+            }
         }
         if !may_install {
             let message = "the cloud has not vouched yet that this is the newest assignment";
@@ -292,7 +296,7 @@ impl Updater {
                 break None;
             }
             if now - began >= self.pace.deadline {
-                break Some(health.verdict(&trial.build, self.pace.deadline, self.clock.now()));
+                break Some(health.verdict(&trial.build, self.pace.deadline));
             }
             let message = format!("agent {} is on trial", trial.build.version);
             self.tell(|r| {
@@ -424,7 +428,7 @@ impl Health {
     }
 
     /// A cloud that is away proves nothing against the agent; it is tried again later.
-    fn verdict(self, build: &Build, after: Duration, now: u64) -> Verdict {
+    fn verdict(self, build: &Build, after: Duration) -> Verdict {
         let (version, s) = (&build.version, after.as_secs());
         if !self.engine {
             return Verdict {
@@ -432,7 +436,7 @@ impl Health {
                 message: format!(
                     "agent {version} did not reach the container engine within {s} s, which the agent before it did; that one runs again"
                 ),
-                again_at: None,
+                again_after: None,
             };
         }
         Verdict {
@@ -440,7 +444,7 @@ impl Health {
             message: format!(
                 "agent {version} did not reach the cloud within {s} s, which the agent before it did; that one runs again, and this one is tried again later"
             ),
-            again_at: Some(now + AGAIN_S),
+            again_after: Some(AGAIN_S),
         }
     }
 }
