@@ -81,7 +81,7 @@ impl World {
     pub async fn bundle(&self, version: &str, faults: &[&str]) -> PathBuf {
         let name = [&[version], faults].concat().join("-");
         let file = self.unsigned(&name, version, &image_of(version, faults).await, DEVICE_TYPE, &[]).await;
-        self.owner.ok(&["os", "bundle", "sign", text(&file)]).await;
+        self.owner.ok(&["os", "bundle", "sign", text(&file), "--yes"]).await;
         file
     }
 
@@ -106,7 +106,7 @@ impl World {
     /// Makes it a release of the fleet; gives its id.
     pub async fn release(&self, bundle: &Path) -> String {
         let said = self.owner.json(&["os", "release", FLEET, text(bundle)]).await;
-        said["id"].as_str().unwrap_or_else(|| panic!("no id in {said}")).to_owned()
+        said["release"]["id"].as_str().unwrap_or_else(|| panic!("no id in {said}")).to_owned()
     }
 
     /// Says that the fleet should run this version.

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 #![allow(missing_docs, reason = "tests")]
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
 
 use copal_os_tests::{
     built,
@@ -34,8 +37,23 @@ async fn the_cloud_takes_no_bundle_that_a_device_would_refuse() {
     let said = refused(&world, &["os", "release", FLEET, text(&with_another_signature(&world, &good))]).await;
     assert!(said.contains("E_SIG_INVALID"), "wrong signature: {said}");
 
+    // The owner's own release key may make apps, never systems.
+    let wrong_role = world.unsigned("role", "2.0.0", &image, DEVICE_TYPE, &[]).await;
+    let keys = world.owner.home.path().join("keys/owner");
+    let key = std::fs::read_to_string(keys.join("release.key")).unwrap();
+    let disguised = world.path("disguised.key");
+    std::fs::write(&disguised, key.replace("role: release", "role: host")).unwrap();
+    std::fs::set_permissions(&disguised, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let sign = ["os", "bundle", "sign", text(&wrong_role), "--yes", "--key"];
+    let said = refused(&world, &[&sign[..], &[text(&keys.join("release.key"))]].concat()).await;
+    assert!(said.contains("E_SIG_WRONG_ROLE"), "wrong role: {said}");
+    // A file that calls the key something else changes nothing: the root says what a key may sign.
+    world.owner.ok(&[&sign[..], &[text(&disguised)]].concat()).await;
+    let said = refused(&world, &["os", "release", FLEET, text(&wrong_role)]).await;
+    assert!(said.contains("E_SIG_"), "wrong role in disguise: {said}");
+
     let other_type = world.unsigned("other", "2.0.0", &image, "raspberrypi4-64", &[]).await;
-    world.owner.ok(&["os", "bundle", "sign", text(&other_type)]).await;
+    world.owner.ok(&["os", "bundle", "sign", text(&other_type), "--yes"]).await;
     let said = refused(&world, &["os", "release", FLEET, text(&other_type)]).await;
     assert!(said.contains("incompatible") || said.contains("E_INCOMPATIBLE"), "wrong device type: {said}");
 
@@ -47,8 +65,8 @@ async fn the_cloud_takes_no_bundle_that_a_device_would_refuse() {
 /// The bundle with one hex digit or letter of a signature changed.
 fn with_another_signature(world: &World, bundle: &Path) -> PathBuf {
     let mut bytes = std::fs::read(bundle).unwrap();
-    let find = |word: &[u8]| bytes.windows(word.len()).position(|w| w == word).unwrap();
-    let at = find(b"\"sig\"") + 12;
+    let word = b"\"sig\":\"";
+    let at = bytes.windows(word.len()).position(|w| w == word).unwrap() + word.len() + 4;
     bytes[at] = if bytes[at] == b'A' { b'B' } else { b'A' };
     let file = world.path("tampered.copal");
     std::fs::write(&file, bytes).unwrap();
@@ -107,7 +125,7 @@ async fn an_image_larger_than_the_slot_is_refused_before_anything_is_written() {
     let slot = disk::partitions()["root-b"].1;
     std::fs::File::options().write(true).open(&image).unwrap().set_len(slot + (1 << 20)).unwrap();
     let bundle = world.unsigned("large", "2.0.0", &image, DEVICE_TYPE, &[]).await;
-    world.owner.ok(&["os", "bundle", "sign", text(&bundle)]).await;
+    world.owner.ok(&["os", "bundle", "sign", text(&bundle), "--yes"]).await;
     world.release(&bundle).await;
     world.deploy("2.0.0").await;
     let device = world.reason("os_no_space").await;
@@ -121,7 +139,7 @@ async fn a_release_for_newer_systems_only_is_refused() {
     let mut machine = world.machine().await;
     let image = image_of("6.0.0", &[]).await;
     let bundle = world.unsigned("late", "6.0.0", &image, DEVICE_TYPE, &["--min-from", "5.0.0"]).await;
-    world.owner.ok(&["os", "bundle", "sign", text(&bundle)]).await;
+    world.owner.ok(&["os", "bundle", "sign", text(&bundle), "--yes"]).await;
     world.release(&bundle).await;
     world.deploy("6.0.0").await;
     let device = world.reason("os_incompatible").await;
