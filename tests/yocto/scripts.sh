@@ -54,6 +54,7 @@ unknown_content() {
 }
 cut_while_formatting() {
     virgin
+    # shellcheck disable=SC2016 # the stub expands it
     replace mke2fs 'dd if=/dev/zero of="$(eval echo \${$#})" bs=1M count=1 conv=notrunc 2>/dev/null; exit 1'
     ! data && marked || return 1
     rm "$work/d/bin/mke2fs"

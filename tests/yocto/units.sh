@@ -75,7 +75,8 @@ stub() {
 }
 for program in /usr/bin/dockerd /usr/bin/balenad /usr/bin/copal-agent /bin/sh /bin/true; do stub "$program"; done
 # Only the scripts that the recipe installs, by the names under which it installs them.
-for script in $(sed -n 's/^ *for script in \(.*\); do$/\1/p' "$layer"/recipes-copal/copal-os/copal-os_*.bb); do
+read -ra scripts < <(sed -n 's/^ *for script in \(.*\); do$/\1/p' "$layer"/recipes-copal/copal-os/copal-os_*.bb)
+for script in "${scripts[@]}"; do
     [ -f "$os/$script.sh" ] && stub "/usr/libexec/copal/$script"
 done
 
