@@ -37,7 +37,10 @@ use copal_protocol::{documents::HostPayload, ids::Sha256Hex};
 pub use journal::{Journal, StateJournal};
 use tokio_util::sync::CancellationToken;
 
-use super::disk::{Access, Disk, Disks};
+use super::{
+    boot::write_head,
+    disk::{Access, Disk, Disks},
+};
 
 /// What to install.
 #[derive(Debug, Clone)]
@@ -204,7 +207,7 @@ pub async fn install(
         .map_err(|e| InstallError::new("os_write", format!("the installation broke off: {e}")))?
 }
 
-/// Writes the withheld heads and reads them back. The slot is bootable afterwards; nothing says yet that it should boot.
+/// Writes the withheld heads, the sector that makes each one last, and reads them back. The slot is bootable afterwards; nothing says yet that it should boot.
 ///
 /// # Errors
 /// `os_write`, `os_readback`.
@@ -212,12 +215,8 @@ pub fn finish(disks: &dyn Disks, installed: &Installed) -> Result<(), InstallErr
     for head in &installed.heads {
         let path = &head.target;
         let disk = disks.open(path, Access::Write).map_err(|e| InstallError::write(path, &e))?;
-        disk.write_at(0, &head.bytes[..]).map_err(|e| InstallError::write(path, &e))?;
-        disk.sync().and_then(|()| disk.drop_caches()).map_err(|e| InstallError::write(path, &e))?;
-        if read_head(&*disk, path)? != *head.bytes {
-            let what = format!("the first block of {} did not stay as it was written", path.display());
-            return Err(InstallError::new("os_readback", what));
-        }
+        // A torn write must not leave a head that looks whole: the sector that bootloaders look for comes alone and last.
+        write_head(&*disk, path, &head.bytes).map_err(|e| InstallError::new(e.code(), e.to_string()))?;
     }
     Ok(())
 }
