@@ -138,7 +138,7 @@ file_system() {
     local image=$1 size_mib=$2 path
     rm -f "$image.new"
     find "$tree" -exec touch -h -d "@$EPOCH" {} +
-    E2FSPROGS_FAKE_TIME=$EPOCH mke2fs -q -t ext4 -L root -m 0 -O ^metadata_csum_seed,^orphan_file -U 6f0c6c1e-5b1f-4b8e-9d0a-c09a10000001 \
+    E2FSPROGS_FAKE_TIME=$EPOCH mke2fs -q -t ext4 -b 4096 -L root -m 0 -O ^metadata_csum_seed,^orphan_file -U 6f0c6c1e-5b1f-4b8e-9d0a-c09a10000001 \
         -E root_owner=0:0,hash_seed=6f0c6c1e-5b1f-4b8e-9d0a-c09a10000002,lazy_itable_init=0,lazy_journal_init=0 \
         -d "$tree" "$image.new" "${size_mib}M" >/dev/null
     # Owners and change times came from this machine.
