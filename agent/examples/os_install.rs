@@ -55,7 +55,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let value: serde_json::Value = serde_json::from_slice(&contents.release)?;
     let release: Release = serde_json::from_value(value["unsigned"].clone())?;
     let held = contents.payloads.iter().find(|p| p.name == "rootfs").ok_or("no rootfs")?;
-    let payload = release.payloads.get(&"rootfs".parse()?).ok_or("no rootfs")?.clone();
+    let payload = release.payloads.get("rootfs").ok_or("no rootfs")?.clone();
     let index = held.index.ok_or("no index")?;
     let mut header = [0; Header::LEN];
     from.read_exact_at(&mut header, index.offset)?;

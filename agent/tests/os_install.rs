@@ -138,8 +138,8 @@ fn killed_at_any_moment_it_goes_on_and_the_old_slot_stays() {
     let old: Vec<Vec<u8>> = (0..600).map(|_| random.block()).collect();
     let mut new: Vec<Vec<u8>> = vec![random.block()];
     new.extend(old.iter().cloned());
-    for at in 200..400 {
-        new[at] = random.block();
+    for block in &mut new[200..400] {
+        *block = random.block();
     }
     fs::write(dir.join("a"), old.concat()).unwrap();
     fs::write(dir.join("new"), new.concat()).unwrap();

@@ -10,7 +10,7 @@ use copal_protocol::ids::FleetId;
 pub enum BundleCommand {
     /// Make a bundle from raw partition images
     #[command(disable_version_flag = true)]
-    Create(BundleCreate),
+    Create(Box<BundleCreate>),
     /// Show what a bundle holds, and check it
     Inspect {
         /// The bundle

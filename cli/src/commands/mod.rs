@@ -44,7 +44,6 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Root(command) => Box::pin(roots::run(&ctx, command)).await,
         Command::Device(command) => Box::pin(devices::run(&ctx, command)).await,
         Command::Release(command) => Box::pin(releases::run(&ctx, command)).await,
-        Command::Os(crate::args::OsCommand::Bundle(command)) => os_bundle::run(&ctx, command),
         Command::Agent(command) => os_bundle::agent(&ctx, command),
         Command::Os(command) => Box::pin(os::run(&ctx, command)).await,
         Command::Env(command) => variables::run(&ctx, command).await,

@@ -23,10 +23,13 @@ use crate::{
 };
 
 pub(super) async fn run(ctx: &Context, command: OsCommand) -> Result<()> {
+    // Bundles are made on this machine, by people who need not be signed in.
+    if let OsCommand::Bundle(command) = command {
+        return super::os_bundle::run(ctx, command);
+    }
     let api = ctx.api()?;
     match command {
-        // Dispatched before anyone is asked to be signed in.
-        OsCommand::Bundle(command) => super::os_bundle::run(ctx, command),
+        OsCommand::Bundle(_) => Ok(()),
         OsCommand::Release(args) => Box::pin(release(ctx, &api, args)).await,
         OsCommand::List { which, limit } => {
             let fleet = ctx.fleet(&api, Some(&which)).await?;

@@ -32,7 +32,7 @@ use crate::{
 
 pub(super) fn run(ctx: &Context, command: BundleCommand) -> Result<()> {
     match command {
-        BundleCommand::Create(args) => create(ctx, args),
+        BundleCommand::Create(args) => create(ctx, &args),
         BundleCommand::Inspect { file, full } => inspect(ctx, &file, full),
         BundleCommand::Sign { file, key } => sign(ctx, &file, &key),
     }
@@ -62,7 +62,7 @@ fn name(word: &str) -> Name {
     word.parse().expect("payload names are names")
 }
 
-fn create(ctx: &Context, args: BundleCreate) -> Result<()> {
+fn create(ctx: &Context, args: &BundleCreate) -> Result<()> {
     let words = &args.words;
     let what = format!("make the bundle {}", words.out.display());
     let mut release = release(ctx, &what, words)?;
@@ -135,7 +135,7 @@ fn carry(
     let bar = bar(ctx, payload);
     let made =
         encode(&mut from, bases, &mut BufWriter::new(&mut data), &mut BufWriter::new(&mut index), |share| {
-            bar.set_position((share * 1000.0) as u64)
+            bar.set_position((share * 1000.0) as u64);
         });
     bar.finish_and_clear();
     let made = made.map_err(|e| failed(&e))?;

@@ -81,6 +81,8 @@ impl Device {
             .arg(word)
             .args(["--state-dir", path(&self.state_dir()), "--run-dir", path(&self.run_dir())])
             .args(["--config", path(&self.config_file()), "--name-prefix", &self.prefix])
+            // An agent on trial has to be well for this long.
+            .env("COPAL_AGENT_TRIAL_S", "2")
             .env("RUST_LOG", "info,copal_agent=debug");
         if let Some(host) = &self.docker_host {
             command.args(["--docker-host", host]);

@@ -251,9 +251,9 @@ fn ask_shell(socket: &Path, command: &str) -> Option<(i32, String)> {
     stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
     let word = copal_e2e::unique();
     // Spelled in two halves, so that an echo of the command is not taken for its end.
-    write!(
+    writeln!(
         stream,
-        "stty -echo; echo begin-''{word}; {{ {command}; }} 2>&1 </dev/null; echo end-''{word} $?\n"
+        "stty -echo; echo begin-''{word}; {{ {command}; }} 2>&1 </dev/null; echo end-''{word} $?"
     )
     .ok()?;
     let mut text = Vec::new();

@@ -33,7 +33,7 @@ fn parse(log: &impl Bytes) -> Result<Vec<Entry>, String> {
     log.read(0, &mut head).map_err(|e| e.to_string())?;
     let word = |bytes: &[u8], i: usize| u64::from_le_bytes(bytes[i * 8..i * 8 + 8].try_into().unwrap());
     let size = u32::from_le_bytes(head[24..28].try_into().unwrap()) as usize;
-    if word(&head, 0) != MAGIC || size < SECTOR || size > 4096 {
+    if word(&head, 0) != MAGIC || !(SECTOR..=4096).contains(&size) {
         return Err(format!("not a write log: magic {:x}, sectors of {size}", word(&head, 0)));
     }
     let mut entries = Vec::new();

@@ -32,6 +32,8 @@ const MAX_REQUEST: u64 = 8 << 20;
 const MAX_GAP: u64 = 16 << 10;
 /// Places of blocks kept in memory at once.
 const MAX_PLACES: usize = 1 << 20;
+/// Numbers of blocks and where they go, sorted.
+type Places = Vec<(u32, u32)>;
 /// How often what is wrong is fetched anew: a chunk that is wrong twice is not fetched a third time.
 const ROUNDS: usize = 3;
 
@@ -539,9 +541,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Where the blocks of as many groups as fit go: how many groups, whether these are all places, and (number, place)
-    /// sorted.
-    fn places(&mut self, groups: &[u32]) -> Result<(usize, bool, Vec<(u32, u32)>), InstallError> {
+    /// Where the blocks of as many groups as fit go: how many groups, whether these are all places, and the places.
+    fn places(&mut self, groups: &[u32]) -> Result<(usize, bool, Places), InstallError> {
         let mut batch = groups.len().min(1024);
         loop {
             let first = self.index.group_first(groups[0]);

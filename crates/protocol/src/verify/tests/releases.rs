@@ -341,8 +341,12 @@ fn a_host_release_whose_payloads_make_no_whole_is_refused() {
     let rootfs = || keys.host_release(10, b"image").payloads.remove("rootfs").unwrap();
     let cases = [
         refused(&|r| r.payloads.clear()),
-        refused(&|r| drop(r.payloads.insert(name("agent"), rootfs()))),
-        refused(&|r| drop(r.payloads.insert(name("firmware"), rootfs()))),
+        refused(&|r| {
+            r.payloads.insert(name("agent"), rootfs());
+        }),
+        refused(&|r| {
+            r.payloads.insert(name("firmware"), rootfs());
+        }),
         refused(&|r| r.payloads.get_mut("rootfs").unwrap().index = None),
         refused(&|r| r.payloads.get_mut("rootfs").unwrap().index.as_mut().unwrap().size = None),
         refused(&|r| r.payloads.get_mut("rootfs").unwrap().size = 0),
