@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs and starts what the tests and the demo need. Running it again changes nothing.
 #
-#   tests/setup.sh [engine] [lint] [yocto] [browser] [bench] [osbench] [arm64] [os]     (no word: engine)
+#   tests/setup.sh [engine] [lint] [yocto] [browser] [bench] [osbench] [arm64] [os] [osengine]     (no word: engine)
 #
 #   engine   git, docker.io, iptables, iproute2, busybox-static, skopeo, docker-registry; starts dockerd if no engine answers
 #   lint     shellcheck, cargo-deny
@@ -12,6 +12,7 @@
 #   arm64    emulation of arm64 programs (qemu-user-static, binfmt-support) and the arm64 busybox
 #   os       the QEMU machine of tests/os: emulator, U-Boot, disk tools, a compiler for static arm64 programs, and the
 #            arm64 packages its image is made of, in target/os/cache
+#   osengine arm64 and os, and a Debian for arm64 with systemd and a container engine, in target/os/engine
 #
 # A tool that is missing and cannot be installed is an error, with what to do about it.
 set -euo pipefail
@@ -213,10 +214,30 @@ os_packages() {
     say "in $cache: $(tr '\n' ' ' <"$cache/complete")"
 }
 
+# A Debian of unpacked packages: none of their scripts is run, so that any machine can make it.
+osengine() {
+    local place sources codename=bookworm
+    arm64
+    os
+    place=$(cd "$(dirname "$0")/.." && pwd)/target/os/engine
+    [ ! -e "$place/complete" ] || return 0
+    install_packages mmdebstrap
+    rm -rf "$place"
+    mkdir -p "$place"
+    say "unpacking Debian $codename for arm64 with systemd and docker.io (about 400 MB)"
+    sources=$(mktemp)
+    printf 'deb http://deb.debian.org/debian%s main\n' " $codename" " $codename-updates" "-security $codename-security" >"$sources"
+    mmdebstrap --quiet --variant=extract --architectures=arm64 \
+        --include=systemd,systemd-sysv,udev,dbus,docker.io,iptables,e2fsprogs,fdisk,iproute2,kmod,procps,mount,login,mawk,util-linux,base-files,base-passwd,bash,coreutils,dash,debianutils,findutils,grep,gzip,hostname,libc-bin,sed,tar \
+        $codename "$place/root" "$sources" || die "mmdebstrap could not unpack Debian $codename for arm64" "look at its messages above"
+    rm -f "$sources"
+    : >"$place/complete"
+}
+
 WORDS="${*:-engine}"
 for word in $WORDS; do
     case "$word" in
-    engine | lint | yocto | browser | bench | osbench | arm64 | os) "$word" ;;
-    *) die "no such part: $word (engine, lint, yocto, browser, bench, osbench, arm64, os)" ;;
+    engine | lint | yocto | browser | bench | osbench | arm64 | os | osengine) "$word" ;;
+    *) die "no such part: $word (engine, lint, yocto, browser, bench, osbench, arm64, os, osengine)" ;;
     esac
 done

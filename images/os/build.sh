@@ -4,6 +4,7 @@
 #   images/os/build.sh                          agent, disk, flash, factory image
 #   images/os/build.sh image NAME VERSION [FAULT…]   one more slot image, target/os/images/NAME.ext4
 #   images/os/build.sh agent|disk               one of the parts
+#   images/os/build.sh engine [image NAME VERSION]   the disk with systemd and a container engine, or an image for it
 #
 # FAULT: panic silent unhealthy nokernel noinit nonet hang - what is wrong with it (see fault() below).
 # Everything is made of what `tests/setup.sh os` fetched, without root, loop devices or network, and the same inputs
@@ -174,10 +175,10 @@ flash() {
     truncate -s 64M "$out/flash0.img" "$out/flash1.img"
 }
 
-# The factory's disk: slot A, its boot state, an empty slot B, and a data partition that the first boot makes.
+# A factory's disk, named $1, of an image: slot A, its boot state, an empty slot B, and a data partition that the first
+# boot makes.
 disk() {
-    local disk=$out/disk.img.new boot_mib boot_start offset state
-    [ -e "$out/images/factory.ext4" ] || image factory "$FACTORY"
+    local name=$1 image=$2 disk=$out/$1.img.new boot_mib boot_start offset state
     flash
     mkimage -A arm64 -T script -C none -n "Copal" -d images/os/boot/boot.cmd "$out/boot.scr" >/dev/null
     boot_start=$(partition boot start) boot_mib=$(partition boot size)
@@ -186,15 +187,15 @@ disk() {
     images/os/layout/table.sh sfdisk uboot | sfdisk -q --no-reread --no-tell-kernel "$disk"
     mformat -i "$disk@@${boot_start}M" -v BOOT -N c09a1001 -T $((boot_mib * 2048)) -h 64 -s 32 -H $((boot_start * 2048)) ::
     TZ=UTC mcopy -m -i "$disk@@${boot_start}M" "$out/boot.scr" ::
-    dd if="$out/images/factory.ext4" of="$disk" bs=1M seek="$(partition root-a start)" conv=notrunc,sparse status=none
+    dd if="$image" of="$disk" bs=1M seek="$(partition root-a start)" conv=notrunc,sparse status=none
     state=$(mktemp)
     printf '%s\n' copal_gen=1 copal_slot=a copal_trial=0 copal_tries=0 copal_limit=3 copal_arms=0 copal_for=- \
         copal_canary=0 copal_echo=0 copal_fell=- | mkenvimage -p 0 -s 4096 -o "$state" -
     for offset in 1024 2048; do dd if="$state" of="$disk" bs=4096 seek=$offset conv=notrunc status=none; done
     rm -f "$state"
     printf COPAL-DATA-VIRGIN | dd of="$disk" bs=4096 seek=3072 conv=notrunc status=none
-    mv "$disk" "$out/disk.img"
-    say "disk: target/os/disk.img ($(du -m "$out/disk.img" | cut -f1) MiB used)"
+    mv "$disk" "$out/$name.img"
+    say "disk: target/os/$name.img ($(du -m "$out/$name.img" | cut -f1) MiB used)"
 }
 
 case "${1:-all}" in
@@ -204,11 +205,20 @@ image)
     shift
     image "$@"
     ;;
-disk) disk ;;
+disk)
+    [ -e "$out/images/factory.ext4" ] || image factory "$FACTORY"
+    disk disk "$out/images/factory.ext4"
+    ;;
+engine)
+    shift
+    # shellcheck source=images/os/engine.sh
+    . images/os/engine.sh
+    engine "$@"
+    ;;
 all)
     agent
     image factory "$FACTORY"
-    disk
+    disk disk "$out/images/factory.ext4"
     ;;
-*) die "no such part: $1 (agent, image, disk)" ;;
+*) die "no such part: $1 (agent, image, disk, engine)" ;;
 esac

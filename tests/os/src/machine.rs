@@ -30,6 +30,8 @@ pub struct Parts {
     pub write_log: Option<PathBuf>,
     /// MiB; 256 unless said otherwise.
     pub memory_mib: Option<u32>,
+    /// Two processors instead of one.
+    pub two_cpus: bool,
 }
 
 /// A machine with power. Without, once dropped.
@@ -73,7 +75,8 @@ impl Machine {
         let dir = TempDir::new().unwrap();
         let mut command = Command::new("qemu-system-aarch64");
         command
-            .args(["-M", "virt", "-cpu", "cortex-a72", "-accel", "tcg", "-smp", "1"])
+            .args(["-M", "virt", "-cpu", "cortex-a72", "-accel", "tcg"])
+            .args(["-smp", if parts.two_cpus { "2" } else { "1" }])
             .args(["-m", &parts.memory_mib.unwrap_or(256).to_string()])
             .args(["-nographic", "-nodefaults", "-serial", "stdio", "-monitor", "none"])
             .args(["-drive", &flash("flash0.img", 0), "-drive", &flash("flash1.img", 1)])

@@ -40,7 +40,12 @@ impl World {
 
     /// The factory's disk with a `copal.json` written onto its boot partition.
     pub async fn disk(&self, name: &str) -> Disk {
-        let disk = Disk::at(&built("disk.img")).copy_to(&self.dir.path().join(format!("{name}.img")));
+        self.disk_of("disk.img", name).await
+    }
+
+    /// The same, of another disk that `images/os/build.sh` made.
+    pub async fn disk_of(&self, factory: &str, name: &str) -> Disk {
+        let disk = Disk::at(&built(factory)).copy_to(&self.dir.path().join(format!("{name}.img")));
         let file = self.dir.path().join(format!("{name}.json"));
         let url = format!("https://10.0.2.2:{}", self.link.port);
         let out = file.to_str().unwrap();

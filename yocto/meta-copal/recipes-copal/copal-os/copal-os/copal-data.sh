@@ -63,6 +63,11 @@ main() {
     dd if=/dev/zero of="$DISK" bs=4096 seek=$MARK_BLOCK count=1 conv=notrunc,fsync 2>/dev/null ||
         fail "the mark of $DISK cannot be wiped: the next boot would format $part again, so it is not mounted"
     marked "$DISK" && fail "the mark of $DISK is still there after it was wiped: $part is not mounted"
+    # udev looks at the disk anew after each of these writes, and while it does the partition comes and goes for PID 1: mounted
+    # by then, it would be unmounted again, and all that needs it stopped.
+    if [ -b "$DISK" ] && command -v udevadm >/dev/null 2>&1; then
+        udevadm settle --timeout=60 || say "udev is not done with $DISK yet"
+    fi
     say "made $part"
 }
 
