@@ -21,6 +21,10 @@ async fn factory() -> (World, Machine) {
 /// Gives the device as the cloud sees it.
 async fn undone(faults: &[&str], code: &str) -> serde_json::Value {
     let (world, mut machine) = factory().await;
+    let known = Known::images(&[
+        ("1.0.0", &built("images/factory.ext4")),
+        ("2.0.0", &image_of("2.0.0", faults).await),
+    ]);
     let id = world.roll_out("2.0.0", faults).await;
     let device = world
         .until(&format!("back at 1.0.0 with {code}"), |d| {
@@ -30,10 +34,6 @@ async fn undone(faults: &[&str], code: &str) -> serde_json::Value {
     assert_eq!(device["os"]["target"]["release"], id.as_str(), "{device}");
     // What the cloud was told is so: the slot of old is whole, and boots.
     machine.cut();
-    let known = Known::images(&[
-        ("1.0.0", &built("images/factory.ext4")),
-        ("2.0.0", &image_of("2.0.0", faults).await),
-    ]);
     let next = known.check(&machine.disk.open()).unwrap();
     assert_eq!((next.image.as_str(), next.trial), ("1.0.0", false));
     device
