@@ -421,11 +421,12 @@ fn sign(ctx: &Context, path: &Path, files: &[PathBuf]) -> Result<()> {
         return Err(Failure::not_found(what, "there is no host key on this machine")
             .next("copal keys add host, then copal root add-key host PUBLIC; or --key FILE"));
     }
-    ctx.confirm(&format!(
-        "Sign version {} for {} device type(s)?",
-        opened.release.version,
-        opened.release.compat.device_types.len()
-    ))?;
+    let compat = &opened.release.compat;
+    let is_agent = opened.release.payloads.keys().any(|name| name.as_str() == "agent");
+    let (kind, of) =
+        if is_agent { ("agent", &compat.arch) } else { ("operating system", &compat.device_types) };
+    let of: Vec<&str> = of.iter().map(String::as_str).collect();
+    ctx.confirm(&format!("Sign {kind} {} for {}?", opened.release.version, of.join(", ")))?;
     let mut envelope =
         opened.envelope.take().unwrap_or_else(|| Envelope::unsigned::<Release>(opened.payload.clone()));
     for key in &keys {

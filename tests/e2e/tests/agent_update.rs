@@ -30,7 +30,7 @@ async fn bundle(world: &World, name: &str, binary: &[u8], version: &str) -> Path
 
 /// Signs and releases it to every device; its id.
 async fn release(world: &World, bundle: &Path) -> String {
-    world.owner.ok(&["os", "bundle", "sign", path(bundle)]).await;
+    world.owner.ok(&["os", "bundle", "sign", path(bundle), "--yes"]).await;
     let told = world.owner.json(&["os", "release", &world.fleet, path(bundle), "--deploy", "all"]).await;
     told["id"]
         .as_str()
@@ -101,7 +101,7 @@ async fn an_agent_for_nothing_gives_way_to_the_one_before_and_the_owner_reads_wh
     let device = world.reason(0, "agent_exec").await;
     assert_eq!(device["reason"]["release"], id.as_str(), "{device}");
     let name = &world.devices[0].prefix;
-    let shown = world.owner.ok(&["device", "show", &world.fleet, name]).await;
+    let shown = world.owner.ok(&["device", "show", name]).await;
     assert!(shown.contains("agent_exec"), "{shown}");
     assert_eq!(world.service(0, "app").await["Id"], container["Id"], "the container was not touched");
 }
