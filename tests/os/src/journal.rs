@@ -24,8 +24,13 @@ pub fn claimed_chunks(disk: &Disk) -> Vec<u64> {
     }
     let device = format!("{}?offset={start}", disk.path.display());
     // 1 means that something was mended; a journal to replay is.
-    let output = Command::new("e2fsck").args(["-p", &device]).output().unwrap();
-    assert!(matches!(output.status.code(), Some(0 | 1)), "e2fsck: {}", copal_e2e::text(&output));
+    let output = Command::new("e2fsck").args(["-fy", &device]).output().unwrap();
+    assert!(
+        matches!(output.status.code(), Some(0 | 1)),
+        "e2fsck, {}: {}",
+        output.status,
+        copal_e2e::text(&output)
+    );
     let copies = ["a", "b"].into_iter().filter_map(|copy| {
         let out = disk.path.with_extension(format!("install.{copy}"));
         let _ = std::fs::remove_file(&out);

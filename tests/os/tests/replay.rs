@@ -15,11 +15,6 @@ use copal_os_tests::{
     world::{NAME, World, image_of},
 };
 
-/// Moments at which the journal is read.
-fn looks() -> usize {
-    if std::env::var_os("COPAL_OS_FULL").is_some() { 40 } else { 8 }
-}
-
 /// Disks that are booted by default, and by `make test-os`.
 fn boots() -> usize {
     if std::env::var_os("COPAL_OS_FULL").is_some() { 16 } else { 2 }
@@ -49,7 +44,9 @@ async fn every_prefix_of_an_update_boots_a_whole_verified_slot() {
     }
     let image = image_of("2.0.0", &[]).await;
     tokio::task::block_in_place(|| {
-        check_journals(&entries, &base, &world, &image);
+        if std::env::var_os("COPAL_OS_FULL").is_some() {
+            check_journals(&entries, &base, &world, &image);
+        }
         boot_sample(&entries, &base, &world);
     });
 }
@@ -61,7 +58,7 @@ fn check_journals(entries: &[Entry], base: &Disk, world: &World, image: &Path) {
     let first = entries.iter().position(of_slot).unwrap();
     let last = entries.iter().rposition(of_slot).unwrap();
     let (mut replay, mut claims) = (Replay::from(&base.path), Vec::new());
-    let step = ((last - first) / looks()).max(1);
+    let step = ((last - first) / 40).max(1);
     for (number, entry) in entries.iter().enumerate().take(last + 2) {
         replay.apply(entry);
         if number < first || (number - first) % step != 0 {
