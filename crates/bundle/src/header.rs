@@ -1,6 +1,6 @@
 //! The first 128 bytes of an index: what it is of, and how large everything is.
 
-use crate::{BLOCK, CHUNK, FormatError, MAX_GROUP_BYTES, MAX_IMAGE, MAX_INDEX, map};
+use crate::{BLOCK, CHUNK, FormatError, MAX_GROUP_BYTES, MAX_GROUPS, MAX_IMAGE, MAX_INDEX, map};
 
 /// How an index begins: what it is, and the version of its format.
 pub const MAGIC: &[u8; 8] = b"COPALIX1";
@@ -142,6 +142,10 @@ impl Header {
         if self.groups > self.distinct || (self.groups == 0) != (self.distinct == 0) {
             return damaged("its number of groups does not fit its blocks");
         }
+        if self.groups > MAX_GROUPS {
+            let (found, limit) = (self.groups.into(), MAX_GROUPS.into());
+            return Err(FormatError::TooLarge { part: "number of groups", found, limit });
+        }
         if self.data_size > u64::from(self.groups) * u64::from(MAX_GROUP_BYTES) {
             return damaged("its data is larger than its groups can be");
         }
@@ -153,5 +157,26 @@ impl Header {
             return Err(FormatError::TooLarge { part: PART, found: size, limit: MAX_INDEX });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_groups_than_a_reader_keeps_in_memory_are_refused() {
+        let with = |groups| Header {
+            image_size: MAX_IMAGE,
+            image_sha256: [0; 32],
+            data_size: u64::from(groups),
+            data_sha256: [0; 32],
+            distinct: 1 << 22,
+            groups,
+            map_size: 0,
+        };
+        assert!(Header::parse(&with(MAX_GROUPS).to_bytes()).is_ok());
+        let refused = Header::parse(&with(MAX_GROUPS + 1).to_bytes());
+        assert!(matches!(refused, Err(FormatError::TooLarge { .. })), "{refused:?}");
     }
 }

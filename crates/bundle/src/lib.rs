@@ -35,6 +35,8 @@ pub const CHUNK: usize = 65_536;
 pub const CHUNK_BLOCKS: u64 = (CHUNK / BLOCK) as u64;
 /// The most blocks of a group, before compression.
 pub const MAX_GROUP_BLOCKS: u32 = 64;
+/// The most groups an index may have: four times what the largest image needs. A reader keeps 16 bytes for each.
+pub const MAX_GROUPS: u32 = 1 << 20;
 /// The most bytes a group takes, compressed: incompressible blocks and zstd's framing.
 pub const MAX_GROUP_BYTES: u32 = MAX_GROUP_BLOCKS * BLOCK as u32 + 4096;
 /// The largest image.
