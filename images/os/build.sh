@@ -93,6 +93,8 @@ common() {
     cat >"$tree/lib/copal/settings" <<T
 DISK=/dev/nvme0n1
 BOOT=/dev/nvme0n1p1
+SLOT_A=/dev/nvme0n1p2
+SLOT_B=/dev/nvme0n1p3
 DATA=/dev/nvme0n1p4
 MARK_BLOCK=3072
 STATE_OFFSETS="4194304 8388608"

@@ -122,6 +122,23 @@ judged="$(sed -n "s/^# answer when judged: //p" "$os/copal-trial-guard.sh")"
 no_trial() { ! guard 'root=x copal.slot=a copal.trial=0' '' 'exit 1'; }
 trial_judged() { ! guard 'copal.trial=1' '' "echo '$judged'"; }
 trial_open() { guard 'copal.slot=b copal.trial=1 x' '' "echo '${judged/false/true}'"; }
+# Two slots, and what stands at 1,024 of slot b's root, while slot a is on trial.
+slots() {
+    mkdir -p "$work/slots/etc/copal" "$work/slots/dev"
+    printf '{"backend":"uboot",\n "slots": {"a": {"rootfs": "/dev/a"},\n "b": {"rootfs": "/dev/b"}}}\n' >"$work/slots/etc/copal/os.json"
+    head -c 1024 /dev/zero >"$work/slots/dev/b"
+    printf '%b' "$1" >>"$work/slots/dev/b"
+    head -c 4096 /dev/zero >>"$work/slots/dev/b"
+}
+alone() {
+    slots "$1"
+    rm -rf "$work/slots/proc"
+    mkdir -p "$work/slots/proc"
+    echo 'copal.slot=a copal.trial=1' >"$work/slots/proc/cmdline"
+    PATH=$work/g/bin:$PATH sh "$os/copal-trial-guard.sh" "$work/slots" | grep -q restarting
+}
+trial_way_back() { trial_no_agent && alone 'x\0\0'; }
+trial_alone() { trial_no_agent && ! alone '\0\0\0'; }
 trial_no_agent() { guard 'copal.trial=1' '' 'exit 127'; }
 tryboot_no_agent() { guard 'copal.slot=b' '\0\0\0\1' 'exit 127'; }
 tryboot_off() { ! guard 'copal.slot=b' '\0\0\0\0' 'exit 127'; }
@@ -157,6 +174,8 @@ promise 'a boot that is no trial is left alone' no_trial
 promise 'a trial that was judged is left alone' trial_judged
 promise 'a trial that is still open after its time is ended' trial_open
 promise 'a trial whose agent does not answer is ended' trial_no_agent
+promise 'also where os.json names another slot that could boot' trial_way_back
+promise 'a trial without another slot that could boot goes on' trial_alone
 promise 'a tryboot trial whose agent does not answer is ended' tryboot_no_agent
 promise 'a normal boot of the Raspberry Pi is left alone' tryboot_off
 promise 'a data partition that can be written is healthy' healthy
