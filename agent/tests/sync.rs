@@ -722,6 +722,43 @@ async fn a_host_target_is_verified_by_its_own_role_and_refused_without_touching_
 }
 
 #[tokio::test]
+async fn the_release_before_stays_to_go_back_to_and_one_that_was_given_up_is_judged_as_new() {
+    use copal_agent::target::{HostAim, HostPart};
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
+    let mut made = Vec::new();
+    for n in [20, 21, 22] {
+        let host = cloud.publish(&host_release(&cloud, &device, n), &[&cloud.keys.host]);
+        let mut draft = cloud.draft(n, &[]);
+        draft.host = Some(HostTarget { sha256: host, retry: 0 });
+        cloud.assign(&draft);
+        let aims = |t: &copal_agent::target::model::Target| matches!(&t.os, HostAim::Release(r) if r.release.sha256() == host);
+        agent.target("the host target", aims).await;
+        agent.store.begin_host(HostPart::Os, host).unwrap();
+        if n < 22 {
+            agent.store.commit_host(HostPart::Os, host).unwrap();
+        }
+        made.push(host);
+    }
+    // 22 failed its trials.
+    agent.store.end_host(HostPart::Os, made[2]).unwrap();
+    cloud.assign(&cloud.draft(23, &[]));
+    agent.target("no host target", |t| t.os == HostAim::None).await;
+    drop(agent);
+    let agent = device.start();
+    agent.store.host_document(HostPart::Os, made[1]).unwrap();
+    agent.store.host_document(HostPart::Os, made[0]).expect("what ran before is there to go back to");
+    agent.store.begin_host(HostPart::Os, made[0]).unwrap();
+    // Done twice, as after a power cut, the release before stays the one before.
+    agent.store.commit_host(HostPart::Os, made[0]).unwrap();
+    agent.store.commit_host(HostPart::Os, made[0]).unwrap();
+    agent.store.host_document(HostPart::Os, made[1]).unwrap();
+    agent.store.host_document(HostPart::Os, made[2]).expect_err("nobody needs it any more");
+}
+
+#[tokio::test]
 async fn after_a_restart_without_the_cloud_apps_and_host_target_come_from_the_disk() {
     use copal_agent::target::HostAim;
     let mut cloud = FakeCloud::start().await;

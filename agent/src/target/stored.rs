@@ -12,9 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::model::HostPart;
 
+// An older agent reads these after the operating system went back to it: fields that it does not know are passed over, or
+// its floors would be lost.
+
 /// Rollback floors and order marks (file `marks`).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(super) struct Marks {
     /// Owner-signed time no correct clock is below, Unix seconds.
     pub clock_floor: u64,
@@ -28,7 +31,6 @@ pub(super) struct Marks {
 
 /// An effective target, as stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct StoredTarget {
     pub app_id: AppId,
     /// Payload hash; the envelope is the file `release-<hash>`.
@@ -40,7 +42,6 @@ pub(super) struct StoredTarget {
 
 /// The newest accepted assignment and what came of it (file `target`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Accepted {
     /// Its envelope.
     pub assignment: String,
@@ -63,17 +64,19 @@ pub(super) struct Accepted {
 
 /// What is remembered of the operating system or the agent (files `host-os` and `host-agent`).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(super) struct HostRecord {
     /// The release that proved itself last.
     pub committed: Option<Sha256Hex>,
+    /// The one before it: what a person may go back to.
+    pub previous: Option<Sha256Hex>,
     /// The release that was begun here last: it is not judged anew for what only new installs need.
     pub begun: Option<Sha256Hex>,
 }
 
 /// What is remembered of an app (file `app-<id>`).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub(super) struct AppRecord {
     /// What proved itself last.
     pub committed: Option<StoredTarget>,
@@ -93,5 +96,27 @@ impl AppRecord {
 
     pub fn targets(&self) -> impl Iterator<Item = &StoredTarget> {
         self.committed.iter().chain(&self.earlier).chain(self.trial.iter().map(|(_, t)| t))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_agent_keeps_its_floors_over_fields_that_a_newer_one_added() {
+        let mut marks = Marks { clock_floor: 7, ..Marks::default() };
+        let release = ReleaseMarks { floor: 20, newest: Some((21, Sha256Hex::of(b"r"))) };
+        marks.hosts.insert("host/generic".to_owned(), release);
+        let mut text = serde_json::to_value(&marks).unwrap();
+        text["later"] = 1.into();
+        text["assignment"]["later"] = 1.into();
+        text["hosts"]["host/generic"]["later"] = 1.into();
+        assert_eq!(serde_json::from_value::<Marks>(text).unwrap(), marks);
+
+        let record = HostRecord { committed: Some(Sha256Hex::of(b"r")), ..HostRecord::default() };
+        let mut text = serde_json::to_value(&record).unwrap();
+        text["later"] = 1.into();
+        assert_eq!(serde_json::from_value::<HostRecord>(text).unwrap(), record);
     }
 }

@@ -31,7 +31,12 @@ pub(super) const fn named(assignment: &Assignment, part: HostPart) -> Option<Hos
 /// The host releases whose documents are still needed.
 pub(super) fn kept(inner: &Inner) -> impl Iterator<Item = Sha256Hex> {
     let accepted = inner.accepted.iter().flat_map(|a| a.hosts.values()).map(|host| host.sha256);
-    accepted.chain(inner.hosts.values().flat_map(|record| record.committed.into_iter().chain(record.begun)))
+    accepted.chain(
+        inner
+            .hosts
+            .values()
+            .flat_map(|record| record.committed.into_iter().chain(record.previous).chain(record.begun)),
+    )
 }
 
 impl Store {
@@ -44,7 +49,10 @@ impl Store {
 
     /// What runs or was begun here goes on under a stricter root; anything else is let in by today's.
     fn host_purpose(&self, inner: &Inner, part: HostPart, release: Sha256Hex) -> Purpose {
-        let known = inner.hosts.get(&part).is_some_and(|r| [r.committed, r.begun].contains(&Some(release)));
+        let known = inner
+            .hosts
+            .get(&part)
+            .is_some_and(|r| [r.committed, r.previous, r.begun].contains(&Some(release)));
         if known { Purpose::KeepRunning } else { Purpose::Install { now: self.settings.clock.now() } }
     }
 
@@ -249,11 +257,27 @@ impl Store {
     pub fn commit_host(&self, part: HostPart, sha256: Sha256Hex) -> Result<(), StateError> {
         let mut inner = self.lock();
         self.change_host(&mut inner, part, |record| {
-            record.committed = Some(sha256);
+            if record.committed != Some(sha256) {
+                record.previous = record.committed.replace(sha256);
+            }
             record.begun = None;
         })?;
         self.mend_host_floors(&mut inner);
         self.state.save("marks", &inner.marks)?;
+        self.tidy(&inner);
+        Ok(())
+    }
+
+    /// A host release was begun and did not prove itself: a later start of it is judged as new.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn end_host(&self, part: HostPart, sha256: Sha256Hex) -> Result<(), StateError> {
+        let mut inner = self.lock();
+        if inner.hosts.get(&part).is_none_or(|record| record.begun != Some(sha256)) {
+            return Ok(());
+        }
+        self.change_host(&mut inner, part, |record| record.begun = None)?;
         self.tidy(&inner);
         Ok(())
     }

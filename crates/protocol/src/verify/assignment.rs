@@ -27,7 +27,6 @@ pub struct DeviceIdentity {
 
 /// The newest assignment accepted so far; persisted on acceptance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct AssignmentMark {
     /// Its epoch.
     pub assign_epoch: u64,

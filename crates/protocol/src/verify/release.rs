@@ -11,9 +11,9 @@ use crate::{
     ids::{AppId, Sha256Hex},
 };
 
-/// What is remembered of an app's (or host's) releases.
+/// What is remembered of an app's (or host's) releases. Read with fields it does not know: an older program keeps its floors.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct ReleaseMarks {
     /// Rises only after a health commit.
     pub floor: u64,
