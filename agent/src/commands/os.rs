@@ -200,7 +200,8 @@ mod tests {
         let version = semver::Version::new(2, 0, 0);
         let key = Key { release: Sha256Hex::of(b"new"), retry: 0 };
         let why = crate::apply::status::reason("os_unhealthy", "service web was well before and is not");
-        let image = Image { release: key.release, version: version.clone(), counter: 20, bad: true };
+        let image =
+            Image { release: key.release, version: version.clone(), counter: 20, bad: true, gone: false };
         let journal = Journal {
             slots: [(Slot::B, Content::Release(image))].into(),
             last: Some(Ended { key: Some(key), version: Some(version), at: 0, reason: Some(why.clone()) }),

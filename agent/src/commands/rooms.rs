@@ -79,12 +79,14 @@ impl Rooms {
     /// Two agents over one state folder would undo each other.
     pub fn lock(&self) -> Result<Flock<fs::File>, StateError> {
         let path = self.state.path().join("lock");
+        // On a data partition that is full or read-only an agent is needed most: what is there is locked, at worst the folder.
         let file = fs::OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
             .open(&path)
+            .or_else(|e| fs::File::open(&path).or_else(|_| fs::File::open(self.state.path())).map_err(|_| e))
             .map_err(|e| StateError::io("open", &path, e))?;
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StateError::Busy { path })
     }

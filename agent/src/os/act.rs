@@ -20,8 +20,8 @@ use super::{
     boot::{Backend, BootError, Booted},
     config::BackendKind,
     health::{self, Hooks, Look},
-    journal::{Attempt, Before, Journal, Key, Parked, Stage},
-    machine::{self, Aim, Facts, Gate, Health, Step, Wanted, Work},
+    journal::{Attempt, Before, FirstLook, Journal, Key, Parked, Stage},
+    machine::{self, Aim, Facts, Failure, Gate, Health, Step, Wanted, Work},
     ports::{Device, Documents, From, Installer},
     told::SlotsStatus,
 };
@@ -186,6 +186,8 @@ struct Updater {
     deps: Deps,
     lines: Lines,
     journal: Option<Journal>,
+    /// Why the journal cannot be read: an empty one stands in, which is never written.
+    blind: Option<Reason>,
     booted: Option<Result<Booted, Reason>>,
     told: bool,
     same: Option<(Key, bool)>,
@@ -197,6 +199,9 @@ struct Updater {
     /// Since when the trial is well, and what its hooks said when.
     well_since: Option<Instant>,
     hooks: (Hooks, Option<Instant>),
+    /// Whether the other slot could boot, in a trial.
+    way_back: Option<bool>,
+    pause: Option<FirstLook>,
     /// Where the journal cannot be written, the trial's time counts from here.
     trial_seen: Option<u64>,
     failures: u32,
@@ -209,6 +214,9 @@ impl Updater {
             deps,
             lines,
             journal: None,
+            blind: None,
+            way_back: None,
+            pause: None,
             booted: None,
             told: false,
             same: None,
@@ -226,31 +234,10 @@ impl Updater {
 
     /// One look, one decision, one step; waits where there is nothing to do.
     async fn turn(&mut self) {
-        let journal = match &self.journal {
-            Some(journal) => journal.clone(),
-            None => match Journal::load(&self.deps.state) {
-                Ok(mut journal) => {
-                    // The first bytes of the slot were in the memory of an agent that is gone: what is there is compared
-                    // once more, which brings them.
-                    if let Some(attempt) = journal.attempt.as_mut().filter(|a| !a.back && !a.whole) {
-                        attempt.stage =
-                            if attempt.stage == Stage::Ready { Stage::Installing } else { attempt.stage };
-                    }
-                    self.journal = Some(journal.clone());
-                    journal
-                }
-                Err(e) => {
-                    let Trouble(why) = e.into();
-                    tracing::error!(code = why.code, message = why.message, "OS updates rest");
-                    self.lines.status.send_modify(|s| s.reason = Some(why));
-                    tokio::time::sleep(AGAIN.1).await;
-                    return;
-                }
-            },
-        };
+        let journal = self.journal();
         let facts = self.look(&journal).await;
         let now = self.deps.device.now();
-        let step = machine::decide(&facts, &journal, now);
+        let step = machine::decide(&facts, &journal);
         if !matches!(step, Step::Arm | Step::Reboot) {
             self.guards = None;
         }
@@ -271,6 +258,8 @@ impl Updater {
             _ => tracing::info!(step = ?Brief(&step), "operating system"),
         }
         if let Err(Trouble(why)) = self.act(&step, &facts, &journal, now).await {
+            // Whatever was to happen under the services' locks did not: they go on with their own updates meanwhile.
+            self.guards = None;
             self.failures += 1;
             if self.failures.is_power_of_two() {
                 tracing::warn!(
@@ -288,6 +277,35 @@ impl Updater {
         }
         // Whatever was done, the boot state is looked at anew.
         self.booted = None;
+    }
+
+    /// What is remembered. While it cannot be read, that is nothing, and each look asks again.
+    fn journal(&mut self) -> Journal {
+        if let (Some(journal), None) = (&self.journal, &self.blind) {
+            return journal.clone();
+        }
+        let journal = match Journal::load(&self.deps.state) {
+            Ok(mut journal) => {
+                // The first bytes of the slot were in the memory of an agent that is gone: what is there is compared
+                // once more, which brings them.
+                if let Some(attempt) = journal.attempt.as_mut().filter(|a| !a.back && !a.whole) {
+                    attempt.stage =
+                        if attempt.stage == Stage::Ready { Stage::Installing } else { attempt.stage };
+                }
+                self.blind = None;
+                journal
+            }
+            Err(e) => {
+                let Trouble(why) = e.into();
+                if self.blind.is_none() {
+                    tracing::error!(code = why.code, message = why.message, "no OS update is begun");
+                }
+                self.blind = Some(why);
+                Journal::default()
+            }
+        };
+        self.journal = Some(journal.clone());
+        journal
     }
 
     async fn look(&mut self, journal: &Journal) -> Facts {
@@ -309,10 +327,8 @@ impl Updater {
         let settled = uptime_s >= SETTLED_S || (looked && all_well && (engine || !self.deps.config.engine));
         let aim = aim(target.as_deref());
         let key = if let Aim::Release(wanted) = &aim { Some(wanted.key) } else { None };
-        let paused = |a: &Attempt| {
-            a.pause.as_ref().is_some_and(|p| p.left(self.deps.device.now()) > 0)
-                || (a.inconclusive > 0 && !online)
-        };
+        let pause_left = self.pause_left(journal, uptime_s);
+        let paused = |a: &Attempt| pause_left > 0 || (a.inconclusive > 0 && !online);
         let free = waiting
             && !trial
             && gate == Gate::Open
@@ -320,8 +336,14 @@ impl Updater {
             && !journal.attempt.as_ref().is_some_and(paused);
         let locks = if free { self.lock() } else { Vec::new() };
         let health = match &booted {
-            Ok(b) if b.trial => self.health(journal, &now_well, uptime_s).await,
+            Ok(b) if b.trial || machine::unproven(b, journal) => {
+                self.health(journal, b.slot, &now_well, uptime_s).await
+            }
             _ => Health::Going(String::new()),
+        };
+        let way_back = match &booted {
+            Ok(b) if b.trial => self.way_back(b.slot.other()).await,
+            _ => true,
         };
         let preflight = self
             .preflight
@@ -342,13 +364,51 @@ impl Updater {
             online,
             same: self.same.filter(|(of, _)| Some(*of) == key).map(|(_, same)| same),
             preflight: preflight.map(|(_, _, found)| found.clone()),
-            work: self.work.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            work: self.work(),
             gate,
             settled,
             locks,
             health,
+            way_back,
+            blind: self.blind.clone(),
+            pause_left,
             now_well,
         }
+    }
+
+    fn pause_left(&mut self, journal: &Journal, uptime_s: u64) -> u64 {
+        let Some((attempt, pause)) = journal.attempt.as_ref().and_then(|a| Some((a, a.pause.as_ref()?)))
+        else {
+            self.pause = None;
+            return 0;
+        };
+        let nth = attempt.failures + attempt.faults + attempt.inconclusive;
+        pause.left(self.deps.device.now(), uptime_s, nth, &mut self.pause)
+    }
+
+    /// Whether a slot could boot. One that cannot be read cannot; that is asked again.
+    async fn way_back(&mut self, slot: Slot) -> bool {
+        if let Some(known) = self.way_back {
+            return known;
+        }
+        match self.boot(move |boot| boot.is_bootable(slot)).await {
+            Ok(found) => *self.way_back.insert(found),
+            Err(Trouble(why)) => {
+                tracing::warn!(code = why.code, message = why.message, "the other slot cannot be looked at");
+                false
+            }
+        }
+    }
+
+    /// How the installation stands. One that ended without a word (a fault of this program) failed.
+    fn work(&self) -> Work {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = self.worker.as_ref().is_some_and(|worker| worker.task.is_finished());
+        if ended && matches!(*work, Work::Busy { .. }) {
+            let why = reason("os_write", "the installation broke off: see the agent's log");
+            *work = Work::Failed(Failure { reason: why, passing: false });
+        }
+        work.clone()
     }
 
     fn gate(&self, target: Option<&Target>) -> Gate {
@@ -373,12 +433,12 @@ impl Updater {
         Vec::new()
     }
 
-    async fn health(&mut self, journal: &Journal, now: &Before, uptime_s: u64) -> Health {
-        let attempt = journal.attempt.as_ref();
+    async fn health(&mut self, journal: &Journal, slot: Slot, now: &Before, uptime_s: u64) -> Health {
+        let attempt = journal.tried(slot);
         let boot_id = self.deps.device.boot_id();
         let noted = attempt.and_then(|a| a.trials.iter().find(|t| t.boot_id == boot_id)).map(|t| t.uptime_s);
         let since = noted.unwrap_or_else(|| *self.trial_seen.get_or_insert(uptime_s));
-        let before = attempt.and_then(|a| a.before.as_ref());
+        let before = Some(&health::expected(journal, slot));
         let mut look = Look {
             elapsed_s: uptime_s.saturating_sub(since),
             timeout_s: self.deps.config.health_timeout_s,
@@ -386,6 +446,7 @@ impl Updater {
             now: now.clone(),
             hooks: Hooks::NotRun,
             well_for_s: 0,
+            blind: self.blind.clone(),
         };
         let rest_is_well = health::missing(&look, before).is_empty();
         let stale = self.hooks.1.is_none_or(|at| at.elapsed() >= HOOKS);
@@ -407,30 +468,52 @@ impl Updater {
 
     async fn act(&mut self, step: &Step, facts: &Facts, journal: &Journal, now: u64) -> Result<(), Trouble> {
         let next = machine::after(step, facts, journal, now);
+        if let Some(over) = &journal.attempt
+            && next.attempt.is_none()
+            && !matches!(step, Step::Settle)
+        {
+            self.end(over.key);
+        }
         match step {
             Step::Rest | Step::Wait(_) => {}
             Step::Note | Step::Judge(_) => {
                 // A journal that cannot be written must not keep a sick trial from being undone.
-                if let Err(Trouble(why)) = self.keep(next.clone()) {
-                    tracing::error!(
-                        code = why.code,
-                        message = why.message,
-                        "the trial goes on without a note of it"
-                    );
-                    self.journal = Some(next);
-                }
+                self.remember(next);
             }
             Step::Commit => {
                 let slot = facts.booted.as_ref().map_or(Slot::A, |b| b.slot);
                 self.boot(move |boot| boot.commit(slot)).await?;
             }
+            Step::Keep(why) => {
+                tracing::error!(code = why.code, message = why.message, "the slot that runs is kept");
+                let slot = facts_slot(facts);
+                self.boot(move |boot| boot.commit(slot)).await?;
+                self.remember(next);
+            }
             Step::GoBack => {
-                let why = journal.attempt.as_ref().and_then(|a| a.verdict.as_ref()).map(|v| v.reason.clone());
+                let verdict = journal.attempt.as_ref().and_then(|a| a.verdict.as_ref());
+                let why = verdict
+                    .map(|v| v.reason.clone())
+                    .or_else(|| journal.parked.as_ref().map(|p| p.reason.clone()));
                 self.tell(facts, journal, why);
                 self.boot(|boot| boot.rollback()).await?;
                 self.restart(false).await?;
             }
             Step::Settle => {
+                // First, and whatever becomes of the rest: a data partition that is full must not cost the committed slot its
+                // boots.
+                if facts.works && !self.told {
+                    match self.boot(|boot| boot.mark_well()).await {
+                        Ok(()) => self.told = true,
+                        Err(Trouble(why)) => {
+                            tracing::warn!(
+                                code = why.code,
+                                message = why.message,
+                                "the slot is not called well"
+                            );
+                        }
+                    }
+                }
                 if let Some(attempt) = &journal.attempt {
                     self.deps.documents.commit(attempt.key.release)?;
                 }
@@ -438,13 +521,15 @@ impl Updater {
                 self.deps.installer.forget(facts_slot(facts)).await;
             }
             Step::Disarm => {
-                self.keep(next)?;
+                self.remember(next);
                 self.boot(|boot| boot.rollback()).await?;
             }
             Step::MarkWell => {
-                self.keep(next)?;
                 self.boot(|boot| boot.mark_well()).await?;
                 self.told = true;
+                if next != *journal {
+                    self.remember(next);
+                }
             }
             Step::Retire(slot) => {
                 let slot = *slot;
@@ -488,9 +573,11 @@ impl Updater {
                     message = conclusion.reason.message,
                     "the trial was undone"
                 );
-                self.keep(next)?;
+                self.remember(next);
             }
-            Step::Begin(_) | Step::Doubt(_) | Step::Park(_) | Step::Forget | Step::Unarm | Step::Differs => {
+            // What stands before the word that the system works must not wait for the disk.
+            Step::Forget | Step::Unarm => self.remember(next),
+            Step::Begin(_) | Step::Doubt(_) | Step::Park(_) | Step::Differs => {
                 self.keep(next)?;
             }
         }
@@ -595,7 +682,11 @@ impl Updater {
         };
         if let Err(why) = armed {
             tracing::warn!(code = why.code, message = why.message, "no trial was armed");
-            self.keep(machine::not_armed(&why, journal, self.deps.device.now()))?;
+            let next = machine::not_armed(&why, journal, self.deps.device.now());
+            if next.attempt.is_none() {
+                self.end(attempt.key);
+            }
+            self.keep(next)?;
             let shown = self.journal.clone().unwrap_or_default();
             self.tell(facts, &shown, Some(why));
         }
@@ -610,8 +701,32 @@ impl Updater {
         Err(Trouble(reason("os_reboot", "the device was told to restart and did not: restart it by hand")))
     }
 
+    /// Its trials are over, and none was committed: it is judged as new from here on.
+    fn end(&self, key: Key) {
+        if let Err(why) = self.deps.documents.end(key.release) {
+            tracing::warn!(
+                code = why.code,
+                message = why.message,
+                "that a release was begun stays written down"
+            );
+        }
+    }
+
+    /// Writes the journal where that is possible; else it counts until this agent ends. For what must go on.
+    fn remember(&mut self, next: Journal) {
+        if let Err(Trouble(why)) = self.keep(next.clone()) {
+            tracing::error!(code = why.code, message = why.message, "this goes on without a note of it");
+            if self.blind.is_none() {
+                self.journal = Some(next);
+            }
+        }
+    }
+
     /// Writes the journal; what it says counts from when it is durable.
     fn keep(&mut self, next: Journal) -> Result<(), Trouble> {
+        if let Some(why) = &self.blind {
+            return Err(Trouble(why.clone()));
+        }
         next.save(&self.deps.state)?;
         self.journal = Some(next);
         Ok(())
@@ -680,6 +795,9 @@ impl Updater {
             return serde_json::to_string(&told).map_err(|e| reason("os_cancelled", e.to_string()));
         }
         let booted = booted?;
+        if let Some(why) = &self.blind {
+            return Err(why.clone());
+        }
         let Some(journal) = self.journal.clone() else {
             return refused("the journal of OS updates is not readable");
         };
@@ -699,7 +817,9 @@ impl Updater {
                 (attempt, journal.parked.clone())
             }
             Ask::Status | Ask::Rollback => {
-                let Some(image) = journal.image(slot).filter(|_| journal.attempt.is_none()).cloned() else {
+                let Some(image) =
+                    journal.image(slot).filter(|i| !i.bad && journal.attempt.is_none()).cloned()
+                else {
                     return refused("the other slot holds no release that is known to be whole");
                 };
                 let floor = self.deps.documents.floor();

@@ -57,6 +57,10 @@ struct World {
     files: Mutex<BTreeMap<PathBuf, Vec<u8>>>,
     releases: Mutex<BTreeMap<Sha256Hex, Arc<Verified<Release>>>>,
     floor: Mutex<u64>,
+    /// Releases whose trials were told to be over.
+    over: Mutex<Vec<Sha256Hex>>,
+    /// Locks held.
+    guards: Mutex<usize>,
     /// Which trials were armed, by token.
     armed: Mutex<BTreeMap<Sha256Hex, u32>>,
     steps: Mutex<usize>,
@@ -80,6 +84,23 @@ struct Life {
     window: Option<&'static str>,
     clock: i64,
     install: Result<(), (&'static str, bool)>,
+    /// The installer has a fault.
+    installer_panics: bool,
+    /// The data partition: what writes and reads of it fail with.
+    data: [Option<io::ErrorKind>; 2],
+    /// The clock is not set, and stands.
+    clock_stands: bool,
+    reboot_fails: bool,
+    /// The data partition is full from the commit or the rollback on.
+    full_after_the_trial: bool,
+}
+
+impl Life {
+    fn judged(&mut self) {
+        if self.full_after_the_trial {
+            self.data[0] = Some(io::ErrorKind::StorageFull);
+        }
+    }
 }
 
 impl World {
@@ -92,6 +113,11 @@ impl World {
             window: None,
             clock: 0,
             install: Ok(()),
+            installer_panics: false,
+            data: [None; 2],
+            clock_stands: false,
+            reboot_fails: false,
+            full_after_the_trial: false,
         };
         Arc::new(Self {
             left: Mutex::new(None),
@@ -103,6 +129,8 @@ impl World {
             files: Mutex::default(),
             releases: Mutex::default(),
             floor: Mutex::new(0),
+            over: Mutex::default(),
+            guards: Mutex::default(),
             armed: Mutex::default(),
             steps: Mutex::new(0),
             began: now,
@@ -151,6 +179,10 @@ impl World {
         found
     }
 
+    fn data(&self, what: usize) -> io::Result<()> {
+        self.life.lock().unwrap().data[what].map_or(Ok(()), |kind| Err(kind.into()))
+    }
+
     fn running(&self) -> Held {
         let slot = self.boot.inner().booted.slot;
         self.held.lock().unwrap()[slot as usize].clone()
@@ -162,6 +194,15 @@ impl World {
 
     fn is_sick(&self) -> bool {
         matches!(self.running(), Held::Whole(r) if self.sick.lock().unwrap().contains(&r))
+    }
+}
+
+/// The services' locks.
+struct Guard(Arc<World>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        *self.0.guards.lock().unwrap() -= 1;
     }
 }
 
@@ -205,12 +246,18 @@ impl Backend for Mortal {
             Ok(())
         })
     }
+    fn is_bootable(&self, slot: Slot) -> Result<bool, BootError> {
+        self.0.boot.is_bootable(slot)
+    }
     fn commit(&self, slot: Slot) -> Result<(), BootError> {
         self.do_it(|fake| {
             let booted = fake.inner().booted.clone();
+            // What proved itself once takes over from a committed slot that does not start; nothing is compared then.
+            let took_over = booted.fell_why.as_deref() == Some("sick");
             let again = booted.slot == slot && booted.committed == slot;
             assert!(again || (booted.trial && booted.slot == slot), "I5: committed {slot} from {booted:?}");
-            assert!(again || !self.0.is_sick(), "I5: committed what is sick");
+            assert!(again || took_over || !self.0.is_sick(), "I5: committed what is sick");
+            self.0.life.lock().unwrap().judged();
             fake.commit(slot)
         })
     }
@@ -218,9 +265,13 @@ impl Backend for Mortal {
         self.do_it(|fake| fake.mark_well())
     }
     fn rollback(&self) -> Result<(), BootError> {
+        self.0.life.lock().unwrap().judged();
         self.do_it(|fake| fake.rollback())
     }
     fn reboot(&self, into_trial: bool) -> Result<(), BootError> {
+        if self.0.life.lock().unwrap().reboot_fails {
+            return off();
+        }
         self.do_it(|fake| fake.reboot(into_trial))?;
         *self.0.restarted.lock().unwrap() = true;
         self.0.ended.notify_one();
@@ -230,9 +281,11 @@ impl Backend for Mortal {
 
 impl Fs for World {
     fn read(&self, path: &Path, _: usize) -> io::Result<Vec<u8>> {
+        self.data(1)?;
         self.files.lock().unwrap().get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
     fn write_synced(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.data(0)?;
         let kept = if self.step() { bytes } else { &bytes[..bytes.len() / 2] };
         if kept.len() < bytes.len() && !path.exists() {
             return Err(io::Error::other("the power went off"));
@@ -292,6 +345,7 @@ impl Installer for Around {
                 told(part == 2, part, 2);
                 tokio::time::sleep(Duration::from_secs(3)).await;
             }
+            assert!(!world.life.lock().unwrap().installer_panics, "a fault of the installer");
             let outcome = world.life.lock().unwrap().install;
             if let Err((code, passing)) = outcome {
                 return broken(code, passing);
@@ -339,6 +393,7 @@ impl Documents for Around {
         if self.0.step() { Ok(()) } else { Err(reason("E_TRANSPORT", "the power went off")) }
     }
     fn commit(&self, sha256: Sha256Hex) -> Result<(), Reason> {
+        self.0.data(0).map_err(|e| reason("os_data_full", e.to_string()))?;
         if !self.0.step() {
             return Err(reason("E_TRANSPORT", "the power went off"));
         }
@@ -348,6 +403,10 @@ impl Documents for Around {
         *now = floor.max(*now);
         Ok(())
     }
+    fn end(&self, sha256: Sha256Hex) -> Result<(), Reason> {
+        self.0.over.lock().unwrap().push(sha256);
+        Ok(())
+    }
     fn floor(&self) -> u64 {
         *self.0.floor.lock().unwrap()
     }
@@ -355,7 +414,10 @@ impl Documents for Around {
 
 impl Device for Around {
     fn now(&self) -> u64 {
-        let clock = self.0.life.lock().unwrap().clock;
+        let Life { clock, clock_stands, .. } = *self.0.life.lock().unwrap();
+        if clock_stands {
+            return NOW;
+        }
         (NOW + self.0.began.elapsed().as_secs()).saturating_add_signed(clock)
     }
     fn clock_is_set(&self) -> bool {
@@ -374,7 +436,11 @@ impl Device for Around {
         Box::pin(async { Hooks::Well })
     }
     fn lock(&self) -> Result<Box<dyn Send>, Vec<String>> {
-        if self.0.life.lock().unwrap().locked { Err(vec!["web".to_owned()]) } else { Ok(Box::new(())) }
+        if self.0.life.lock().unwrap().locked {
+            return Err(vec!["web".to_owned()]);
+        }
+        *self.0.guards.lock().unwrap() += 1;
+        Ok(Box::new(Guard(self.0.clone())))
     }
 }
 
@@ -812,6 +878,154 @@ fn a_person_goes_back_and_the_target_is_not_put_there_again() {
         let newer = world.release(21, 0);
         world.settles(Some(world.target(wants(&newer, 0), 6))).await;
         assert_eq!(world.running(), Held::Whole(newer.sha256()));
+    });
+}
+
+#[test]
+fn what_failed_its_trial_is_never_committed_though_three_power_cuts_give_it_another_turn() {
+    in_time(async {
+        let world = World::new();
+        let bad = world.release(20, 0);
+        world.sick.lock().unwrap().insert(bad.sha256());
+        let target = world.target(wants(&bad, 0), 5);
+        world.settles(Some(target.clone())).await;
+        assert!(!world.boot.inner().valid[1], "what failed is made unbootable once the old slot is well");
+        assert_eq!(*world.over.lock().unwrap(), [bad.sha256()], "a later try of it is judged as new");
+
+        // And where that could not be done: its head is there, and nothing the agent sees tells that it is sick.
+        world.boot.inner().valid[1] = true;
+        world.sick.lock().unwrap().clear();
+        for _ in 0..4 {
+            world.starts();
+        }
+        assert!(world.on_trial() && world.running() == Held::Whole(bad.sha256()));
+        let status = world.settles(Some(target)).await;
+        assert_eq!(world.running(), Held::Whole(Sha256Hex::of(FACTORY.as_bytes())));
+        assert_eq!(code(&status).as_deref(), Some("os_unhealthy"));
+    });
+}
+
+#[test]
+fn a_full_data_partition_costs_the_committed_slot_none_of_its_boots() {
+    in_time(async {
+        // Full from the first boot of the new system on that was committed; and from the old one's on that had to go back.
+        for sick in [false, true] {
+            let world = World::new();
+            let new = world.release(20, 0);
+            if sick {
+                world.sick.lock().unwrap().insert(new.sha256());
+            }
+            let target = world.target(wants(&new, 0), 5);
+            world.life.lock().unwrap().full_after_the_trial = true;
+            for _ in 0..10 {
+                world.agent(Some(target.clone()), HOURS).await;
+                let trial = world.on_trial();
+                let full = world.life.lock().unwrap().data[0].is_some();
+                assert!(
+                    trial || world.boot.inner().booted.tries == 0,
+                    "sick {sick}, full {full}: not called well"
+                );
+                world.starts();
+            }
+            assert!(world.life.lock().unwrap().data[0].is_some(), "the trial was judged");
+            assert!(!world.on_trial());
+            let expected = if sick { Sha256Hex::of(FACTORY.as_bytes()) } else { new.sha256() };
+            assert_eq!(world.running(), Held::Whole(expected));
+        }
+    });
+}
+
+#[test]
+fn a_journal_that_cannot_be_read_keeps_no_trial_and_costs_no_boot() {
+    in_time(async {
+        let world = World::new();
+        let new = world.release(20, 0);
+        let target = world.target(wants(&new, 0), 5);
+        while world.agent(Some(target.clone()), HOURS).await.end == End::Off {
+            world.starts();
+            if world.on_trial() {
+                break;
+            }
+        }
+        world.life.lock().unwrap().data[1] = Some(io::ErrorKind::PermissionDenied);
+        let seen = world.agent(Some(target.clone()), HOURS).await;
+        assert_eq!(seen.end, End::Off, "the trial is undone: {:?}", seen.status);
+        world.starts();
+        assert!(!world.on_trial());
+        world.agent(Some(target.clone()), HOURS).await;
+        assert_eq!(world.boot.inner().booted.tries, 0, "called well");
+        // It can be read again.
+        world.life.lock().unwrap().data[1] = None;
+        let status = world.settles(Some(target)).await;
+        assert_eq!((code(&status), world.running()), (None, Held::Whole(new.sha256())));
+    });
+}
+
+#[test]
+fn a_slot_alone_is_kept_where_the_boot_state_was_lost_and_the_cloud_is_away() {
+    in_time(async {
+        let world = World::new();
+        {
+            let mut inner = world.boot.inner();
+            (inner.booted.committed, inner.booted.trial, inner.on_trial) = (Slot::B, true, true);
+            (inner.booted.fell_back, inner.booted.fell_why) = (true, Some("lost".to_owned()));
+        }
+        world.life.lock().unwrap().cloud = false;
+        let seen = world.agent(None, HOURS).await;
+        assert_eq!(seen.end, End::Steady, "no restart");
+        assert_eq!(world.boot.inner().booted.committed, Slot::A);
+    });
+}
+
+#[test]
+fn a_pause_ends_though_the_clock_stands() {
+    in_time(async {
+        let world = World::new();
+        let new = world.release(20, 0);
+        (world.life.lock().unwrap().install, world.life.lock().unwrap().clock_stands) =
+            (Err(("os_download", true)), true);
+        let target = world.target(wants(&new, 0), 5);
+        world.agent(Some(target.clone()), Duration::from_secs(400)).await;
+        world.life.lock().unwrap().install = Ok(());
+        let status = world.settles(Some(target)).await;
+        assert_eq!((code(&status), world.running()), (None, Held::Whole(new.sha256())));
+    });
+}
+
+#[test]
+fn a_restart_that_does_not_come_gives_the_services_their_locks_back() {
+    in_time(async {
+        let world = World::new();
+        let new = world.release(20, 0);
+        world.life.lock().unwrap().reboot_fails = true;
+        let target = world.target(wants(&new, 0), 5);
+        let (mut held, mut free) = (0, 0);
+        let watch = async {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if world.boot.inner().booted.armed {
+                    *(if *world.guards.lock().unwrap() > 0 { &mut held } else { &mut free }) += 1;
+                }
+            }
+        };
+        tokio::select! {
+            () = watch => unreachable!(),
+            _ = world.agent(Some(target), Duration::from_secs(900)) => {}
+        }
+        assert!(free > held && held > 0, "free {free} s, held {held} s");
+    });
+}
+
+#[test]
+fn an_installer_that_breaks_off_is_a_failure_like_others() {
+    in_time(async {
+        let world = World::new();
+        let new = world.release(20, 0);
+        world.life.lock().unwrap().installer_panics = true;
+        let target = world.target(wants(&new, 0), 5);
+        let status = world.settles(Some(target)).await;
+        assert_eq!(code(&status).as_deref(), Some("os_write"));
+        assert_eq!(status.host.unwrap().failed, Some(new.sha256()));
     });
 }
 

@@ -189,6 +189,10 @@ impl Documents for Stored {
         self.0.commit_host(HostPart::Os, sha256).map_err(|e| reason(e.code(), e.to_string()))
     }
 
+    fn end(&self, sha256: Sha256Hex) -> Result<(), Reason> {
+        self.0.end_host(HostPart::Os, sha256).map_err(|e| reason(e.code(), e.to_string()))
+    }
+
     fn floor(&self) -> u64 {
         self.0.os_floor()
     }

@@ -142,8 +142,9 @@ impl OsConfig {
         if self.slots.len() != 2 {
             return Err("slots must be exactly a and b".to_owned());
         }
-        if !(1..=15).contains(&self.trial_limit) {
-            return Err(format!("trial_limit is {}, it must be 1 to 15", self.trial_limit));
+        // GRUB counts in one decimal digit.
+        if !(1..=9).contains(&self.trial_limit) {
+            return Err(format!("trial_limit is {}, it must be 1 to 9", self.trial_limit));
         }
         if !(10..=86_400).contains(&self.health_timeout_s) {
             return Err(format!("health_timeout_s is {}, it must be 10 to 86,400", self.health_timeout_s));
@@ -215,6 +216,7 @@ mod tests {
             ("uboot", "grub", "env_files"),
             ("uboot", "tryboot", "autoboot"),
             (r#""floor":0"#, r#""trial_limit":0"#, "trial_limit"),
+            (r#""floor":0"#, r#""trial_limit":10"#, "1 to 9"),
             (r#""floor":0"#, r#""reboot":[]"#, "no command"),
         ] {
             let text = UBOOT.replacen(from, to, 1);

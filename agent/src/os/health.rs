@@ -8,7 +8,11 @@ use std::collections::BTreeSet;
 
 use copal_protocol::documents::{Reason, ServiceState};
 
-use super::{journal::Before, machine::Health};
+use super::{
+    Slot,
+    journal::{Before, Journal},
+    machine::Health,
+};
 use crate::apply::status::{AgentStatus, reason};
 
 /// Seconds everything has to stay well.
@@ -29,6 +33,8 @@ pub struct Look {
     pub hooks: Hooks,
     /// Seconds for which everything has been well.
     pub well_for_s: u64,
+    /// Why the journal cannot be read; without it nothing is known to compare with, so nothing is well.
+    pub blind: Option<Reason>,
 }
 
 /// How the hooks went.
@@ -43,11 +49,23 @@ pub enum Hooks {
     Sick(Reason),
 }
 
+/// What the trial of a slot is compared with. A trial that nobody remembers has nothing to be compared with, so it has to
+/// reach the cloud: from there it can be mended. A slot that proved itself before has nothing to show.
+#[must_use]
+pub fn expected(journal: &Journal, slot: Slot) -> Before {
+    let tried = journal.tried(slot);
+    if let Some(before) = tried.and_then(|a| a.before.clone()) {
+        return before;
+    }
+    let proven = tried.is_none() && journal.image(slot).is_some_and(|image| !image.bad);
+    Before { cloud: !proven, ..Before::default() }
+}
+
 /// What is missing, the most telling first; empty where all but the hooks is well. The cloud comes last: it alone is no
 /// fault of the release.
 #[must_use]
 pub fn missing(look: &Look, before: Option<&Before>) -> Vec<Reason> {
-    let mut all = Vec::new();
+    let mut all: Vec<Reason> = look.blind.iter().cloned().collect();
     if look.has_engine && !look.now.engine {
         all.push(reason("os_unhealthy", "the container engine does not answer"));
     }
@@ -160,6 +178,33 @@ mod tests {
         let without = Before { engine: false, ..before(true, &[]) };
         assert!(matches!(judge(&look(without.clone()), None), Health::Going(_)));
         assert_eq!(judge(&Look { has_engine: false, ..look(without) }, None), Health::Well);
+    }
+
+    #[test]
+    fn a_trial_that_nobody_remembers_has_to_reach_the_cloud_unless_its_slot_proved_itself_before() {
+        use crate::os::journal::{Attempt, Content, Key, Stage};
+        let key = Key { release: copal_protocol::ids::Sha256Hex::of(b"r"), retry: 0 };
+        let attempt = Attempt::new(key, semver::Version::new(2, 0, 0), 7, Slot::B);
+        let offline = look(before(false, &[]));
+        let lost = expected(&Journal::default(), Slot::B);
+        assert!(matches!(judge(&offline, Some(&lost)), Health::Going(_)));
+        assert_eq!(judge(&Look { elapsed_s: 300, ..offline.clone() }, Some(&lost)), Health::Away);
+        let mut journal = Journal::default();
+        journal.slots.insert(Slot::B, Content::Release(attempt.image()));
+        assert_eq!(judge(&offline, Some(&expected(&journal, Slot::B))), Health::Well);
+        // What another attempt saw is none of this slot's.
+        let armed = Attempt { stage: Stage::Armed, before: Some(before(false, &["a/web"])), ..attempt };
+        journal.attempt = Some(armed);
+        assert_eq!(expected(&journal, Slot::B), before(false, &["a/web"]));
+        assert_eq!(expected(&journal, Slot::A), Before { cloud: true, ..Before::default() });
+    }
+
+    #[test]
+    fn with_a_journal_that_cannot_be_read_nothing_becomes_well() {
+        let blind = Some(reason("E_STATE_IO", "cannot read the journal"));
+        let unread = Look { blind, ..look(before(true, &[])) };
+        assert!(matches!(judge(&unread, None), Health::Going(_)));
+        assert!(matches!(judge(&Look { elapsed_s: 300, ..unread }, None), Health::Sick(_)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What is remembered of updates over restarts: one value, kept in two checksummed copies (file `os`).
 //!
-//! It never claims more than the disk holds: a slot's content is forgotten before its first byte changes, and noted
+//! Fields that are not known are passed over: after a rollback an older agent reads what a newer one wrote. It never claims more than the disk holds: a slot's content is forgotten before its first byte changes, and noted
 //! after it was read back. Losing it loses no device: what may boot is decided by the boot state and by the slots.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ const FILE: &str = "os";
 
 /// What is remembered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct Journal {
     /// What is in each slot. A slot that is not named may hold anything: the factory's image, or half of one.
     pub slots: BTreeMap<Slot, Content>,
@@ -31,7 +31,7 @@ pub struct Journal {
 
 /// What is in a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Content {
     /// Nothing that could boot.
     Empty,
@@ -41,7 +41,6 @@ pub enum Content {
 
 /// A release in a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Image {
     /// Payload hash.
     pub release: Sha256Hex,
@@ -52,11 +51,13 @@ pub struct Image {
     /// It was tried and undone.
     #[serde(default)]
     pub bad: bool,
+    /// It is bad, and its first bytes were taken away: nothing boots it any more.
+    #[serde(default)]
+    pub gone: bool,
 }
 
 /// What names an attempt: the same release with another `retry` is another attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Key {
     /// Payload hash.
     pub release: Sha256Hex,
@@ -66,7 +67,6 @@ pub struct Key {
 
 /// An update under way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Attempt {
     /// Which.
     pub key: Key,
@@ -133,7 +133,6 @@ pub enum Stage {
 
 /// Why an attempt waits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Pause {
     /// Unix seconds. A clock that shows less was set back, and proves nothing.
     pub since: u64,
@@ -144,17 +143,33 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// Seconds left; 0 when it is over. A clock set back makes it wait its whole length again, never longer.
+    /// Seconds left; 0 when it is over. Time passes by the clock, and by the time since the boot, which goes on where the
+    /// clock is not set or was set back: then the pause has its whole length from when it was first looked at. `nth` tells
+    /// pauses apart that begin and end alike.
     #[must_use]
-    pub fn left(&self, now: u64) -> u64 {
+    pub fn left(&self, now: u64, uptime_s: u64, nth: u32, first: &mut Option<FirstLook>) -> u64 {
         let length = self.until.saturating_sub(self.since);
-        self.until.saturating_sub(now).min(length)
+        let by_clock = if now < self.since { length } else { self.until.saturating_sub(now).min(length) };
+        let of = (self.since, self.until, nth);
+        let seen = match first {
+            Some(seen) if seen.of == of => *seen,
+            _ => *first.insert(FirstLook { of, left: by_clock, uptime_s }),
+        };
+        by_clock.min(seen.left.saturating_sub(uptime_s.saturating_sub(seen.uptime_s)))
     }
+}
+
+/// When a pause was first looked at by this agent, and how long it was then. Kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstLook {
+    of: (u64, u64, u32),
+    left: u64,
+    uptime_s: u64,
 }
 
 /// How the device was before it rebooted into a trial: only what was well then must be well again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct Before {
     /// The cloud was reached.
     pub cloud: bool,
@@ -166,7 +181,6 @@ pub struct Before {
 
 /// A boot of the trial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TrialBoot {
     /// The kernel's.
     pub boot_id: String,
@@ -177,7 +191,6 @@ pub struct TrialBoot {
 
 /// Why a trial is undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Verdict {
     /// Whether the release may be tried again without anybody asking.
     pub again: bool,
@@ -187,7 +200,6 @@ pub struct Verdict {
 
 /// What is not tried again until the target changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Parked {
     /// Which.
     pub key: Key,
@@ -197,7 +209,6 @@ pub struct Parked {
 
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Ended {
     /// Which; absent where the bootloader changed slots by itself.
     pub key: Option<Key>,
@@ -242,6 +253,12 @@ impl Journal {
             Content::Empty => None,
         }
     }
+
+    /// The attempt that put what it holds into a slot.
+    #[must_use]
+    pub fn tried(&self, slot: Slot) -> Option<&Attempt> {
+        self.attempt.as_ref().filter(|a| a.slot == slot && a.stage != Stage::Installing)
+    }
 }
 
 impl Attempt {
@@ -284,7 +301,13 @@ impl Attempt {
     /// The image it puts into its slot.
     #[must_use]
     pub fn image(&self) -> Image {
-        Image { release: self.key.release, version: self.version.clone(), counter: self.counter, bad: false }
+        Image {
+            release: self.key.release,
+            version: self.version.clone(),
+            counter: self.counter,
+            bad: false,
+            gone: false,
+        }
     }
 
     /// How it ended, at `at`.
@@ -302,8 +325,43 @@ mod tests {
     fn a_pause_ends_by_the_clock_and_never_waits_longer_than_it_should_where_that_was_set_back() {
         let reason = crate::apply::status::reason("os_cloud_unreachable", "");
         let pause = Pause { since: 1000, until: 4600, reason };
-        assert_eq!([1000, 4599, 4600, 9000].map(|now| pause.left(now)), [3600, 1, 0, 0]);
-        assert_eq!(pause.left(0), 3600, "a clock in 1970");
+        let left = |now| pause.left(now, 50, 0, &mut None);
+        assert_eq!([1000, 4599, 4600, 9000].map(left), [3600, 1, 0, 0]);
+        assert_eq!(left(0), 3600, "a clock in 1970");
+    }
+
+    #[test]
+    fn a_pause_ends_while_the_clock_stands_still_or_was_set_back() {
+        let reason = crate::apply::status::reason("os_cloud_unreachable", "");
+        let pause = Pause { since: 1000, until: 4600, reason };
+        let mut first = None;
+        for clock in [1000, 0] {
+            first = None;
+            assert_eq!(pause.left(clock, 50, 0, &mut first), 3600);
+            assert_eq!(pause.left(clock, 1050, 0, &mut first), 2600);
+            assert_eq!(pause.left(clock, 3650, 0, &mut first), 0);
+        }
+        // Set back meanwhile; and the next pause, alike in everything, is another one.
+        assert_eq!(pause.left(1000, 50, 1, &mut first), 3600);
+        assert_eq!(pause.left(500, 100, 1, &mut first), 3550);
+    }
+
+    #[test]
+    fn what_a_newer_agent_adds_to_the_journal_is_passed_over_and_the_rest_is_kept() {
+        let key = Key { release: Sha256Hex::of(b"r"), retry: 1 };
+        let attempt = Attempt {
+            before: Some(Before { cloud: true, ..Before::default() }),
+            ..Attempt::new(key, semver::Version::new(2, 0, 0), 7, Slot::B)
+        };
+        let mut journal = Journal { attempt: Some(attempt.clone()), ..Journal::default() };
+        journal.slots.insert(Slot::A, Content::Release(attempt.image()));
+        let mut text = serde_json::to_value(&journal).unwrap();
+        text["later"] = true.into();
+        text["attempt"]["later"] = true.into();
+        text["attempt"]["before"]["later"] = true.into();
+        text["attempt"]["key"]["later"] = true.into();
+        text["slots"]["a"]["release"]["later"] = true.into();
+        assert_eq!(serde_json::from_value::<Journal>(text).unwrap(), journal);
     }
 
     #[test]

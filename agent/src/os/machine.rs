@@ -73,8 +73,14 @@ pub struct Facts {
     pub settled: bool,
     /// Services that hold their update lock.
     pub locks: Vec<String>,
-    /// How the trial is.
+    /// How the trial is, or a slot that nobody is known to have committed.
     pub health: Health,
+    /// In a trial: the other slot could boot, so there is something to go back to.
+    pub way_back: bool,
+    /// Why the journal cannot be read: what is remembered here is then nothing, and does not count.
+    pub blind: Option<Reason>,
+    /// Seconds for which the attempt pauses.
+    pub pause_left: u64,
     /// How the device is now, to be compared with in a trial.
     pub now_well: Before,
 }
@@ -168,6 +174,8 @@ pub enum Step {
     Note,
     /// Make the slot on trial the committed one.
     Commit,
+    /// The same, though it did not prove itself: no other slot could boot, and nobody remembers one that was tried.
+    Keep(Reason),
     /// Write down why the trial is undone.
     Judge(Verdict),
     /// Call the trial off and restart into the committed slot.
@@ -241,7 +249,7 @@ pub enum Then {
 
 /// Decides.
 #[must_use]
-pub fn decide(facts: &Facts, journal: &Journal, now: u64) -> Step {
+pub fn decide(facts: &Facts, journal: &Journal) -> Step {
     let booted = match &facts.booted {
         Ok(booted) => booted,
         Err(why) => return Step::Wait(why.clone()),
@@ -255,6 +263,10 @@ pub fn decide(facts: &Facts, journal: &Journal, now: u64) -> Step {
             booted.slot, booted.committed
         );
         return Step::Wait(reason("os_root_mismatch", message));
+    }
+    if let Some(why) = &facts.blind {
+        // Nothing is begun and nothing undone; that the system works is still said, or the bootloader gives up on it.
+        return if facts.works && !facts.told { Step::MarkWell } else { Step::Wait(why.clone()) };
     }
     if let Some(attempt) = &journal.attempt {
         if attempt.stage == Stage::Armed {
@@ -276,11 +288,14 @@ pub fn decide(facts: &Facts, journal: &Journal, now: u64) -> Step {
     {
         return step;
     }
-    toward(facts, journal, booted, now)
+    toward(facts, journal, booted)
 }
 
 fn in_trial(facts: &Facts, journal: &Journal, booted: &Booted) -> Step {
-    let ours = journal.attempt.as_ref().filter(|a| a.slot == booted.slot && a.stage != Stage::Installing);
+    let ours = journal.tried(booted.slot);
+    if !facts.way_back {
+        return without_way_back(facts, ours, booted);
+    }
     if let Some(attempt) = ours {
         if attempt.verdict.is_some() {
             return Step::GoBack;
@@ -297,13 +312,19 @@ fn in_trial(facts: &Facts, journal: &Journal, booted: &Booted) -> Step {
             );
             return Step::Judge(Verdict { again: false, reason: of(attempt.key, "os_cancelled", message) });
         }
+    } else if journal.image(booted.slot).is_some_and(|image| image.bad) {
+        // It failed a trial before, and got another turn because the committed slot was not called well in time.
+        return Step::GoBack;
     } else if let Some(parked) = sick_slot(facts, journal, booted) {
         return Step::Park(parked);
     }
     let what = ours.map_or_else(|| format!("slot {}", booted.slot), named);
     let key = ours.map(|a| a.key);
     match &facts.health {
-        Health::Well => Step::Commit,
+        Health::Well => match &facts.blind {
+            Some(why) => Step::Wait(why.clone()),
+            None => Step::Commit,
+        },
         Health::Going(waits) => {
             let message = format!("{what} runs on trial and has to prove itself: {waits}");
             Step::Wait(with(key, reason("os_trial", message)))
@@ -323,6 +344,29 @@ fn in_trial(facts: &Facts, journal: &Journal, booted: &Booted) -> Step {
             judged(ours, Verdict { again: true, reason: verdict })
         }
     }
+}
+
+/// The other slot cannot boot: undoing the trial would be a restart into nothing, or into this trial again, for ever.
+fn without_way_back(facts: &Facts, ours: Option<&Attempt>, booted: &Booted) -> Step {
+    let what = ours.map_or_else(|| format!("slot {}", booted.slot), named);
+    let key = ours.map(|a| a.key);
+    let wrong = match &facts.health {
+        Health::Well if facts.blind.is_none() => return Step::Commit,
+        Health::Going(waits) => {
+            let message = format!("{what} runs on trial and has to prove itself: {waits}");
+            return Step::Wait(with(key, reason("os_trial", message)));
+        }
+        Health::Well => "the journal of OS updates cannot be read",
+        Health::Sick(why) => why.message.as_str(),
+        Health::Away => "the cloud is not reached",
+    };
+    let message = format!(
+        "{what} runs on trial and did not prove itself ({wrong}); it goes on, because slot {} cannot boot",
+        booted.slot.other()
+    );
+    let why = with(key, reason("os_slot_invalid", message));
+    // A release that was installed here is never committed while it is sick: its floor would rise.
+    if ours.is_none() && facts.blind.is_none() { Step::Keep(why) } else { Step::Wait(why) }
 }
 
 /// A verdict is written first; on a trial nobody remembers there is nowhere to write it to.
@@ -347,7 +391,7 @@ fn sick_slot(facts: &Facts, journal: &Journal, booted: &Booted) -> Option<Parked
 
 fn after_arming(facts: &Facts, booted: &Booted, attempt: &Attempt) -> Step {
     if booted.slot == attempt.slot {
-        return Step::Settle;
+        return settle(facts, booted, attempt);
     }
     if booted.armed {
         // The restart is still to come. What was right when it was armed may not be right any more.
@@ -364,6 +408,30 @@ fn after_arming(facts: &Facts, booted: &Booted, attempt: &Attempt) -> Step {
         return Step::Unarm;
     }
     Step::Conclude(conclude(facts, booted, attempt))
+}
+
+/// Whether the bootloader trusts this slot by its own choice: a commit would have cleared its reason.
+#[must_use]
+pub fn unproven(booted: &Booted, journal: &Journal) -> bool {
+    let by_itself = booted.fell_why.as_deref().is_some_and(|why| why != "nosave");
+    let armed = journal.tried(booted.slot).is_some_and(|a| a.stage == Stage::Armed);
+    !booted.trial && by_itself && armed
+}
+
+fn settle(facts: &Facts, booted: &Booted, attempt: &Attempt) -> Step {
+    let chosen = booted.fell_why.as_deref().filter(|why| *why != "nosave");
+    let Some(chosen) = chosen else { return Step::Settle };
+    let (code, why) = match &facts.health {
+        Health::Well => return Step::Settle,
+        Health::Going(waits) => ("os_trial", waits.as_str()),
+        Health::Sick(why) => ("os_unhealthy", why.message.as_str()),
+        Health::Away => ("os_cloud_unreachable", "the cloud is not reached"),
+    };
+    let message = format!(
+        "the bootloader chose {} by itself ({chosen}); it has to prove itself before it counts as committed: {why}",
+        named(attempt)
+    );
+    Step::Wait(of(attempt.key, code, message))
 }
 
 /// Trials counted for this attempt.
@@ -413,6 +481,8 @@ fn away(facts: &Facts, attempt: &Attempt, used: u32) -> Then {
 fn retire(facts: &Facts, journal: &Journal, booted: &Booted) -> Option<Step> {
     let other = booted.slot.other();
     match journal.slots.get(&other) {
+        // Once this slot is called well: before that the bad one is better than none.
+        Some(Content::Release(image)) if image.bad && !image.gone && facts.told => Some(Step::Retire(other)),
         Some(Content::Release(image)) if image.counter < facts.floor => Some(Step::Doubt(other)),
         // Never heard of: older than what raised the floor.
         None if facts.floor > 0 => Some(Step::Retire(other)),
@@ -420,16 +490,16 @@ fn retire(facts: &Facts, journal: &Journal, booted: &Booted) -> Option<Step> {
     }
 }
 
-fn toward(facts: &Facts, journal: &Journal, booted: &Booted, now: u64) -> Step {
+fn toward(facts: &Facts, journal: &Journal, booted: &Booted) -> Step {
     let attempt = journal.attempt.as_ref();
     if let Some(attempt) = attempt.filter(|a| a.by_hand) {
-        return go_on(facts, attempt, now);
+        return go_on(facts, attempt);
     }
     let wanted = match &facts.aim {
         Aim::Unknown => {
             return match attempt {
                 Some(attempt) if facts.work == Work::Idle => Step::Wait(hold(attempt.key)),
-                Some(attempt) => go_on(facts, attempt, now),
+                Some(attempt) => go_on(facts, attempt),
                 None => Step::Rest,
             };
         }
@@ -457,7 +527,7 @@ fn toward(facts: &Facts, journal: &Journal, booted: &Booted, now: u64) -> Step {
         if !facts.may_install && facts.work == Work::Idle {
             return Step::Wait(hold(attempt.key));
         }
-        return go_on(facts, attempt, now);
+        return go_on(facts, attempt);
     }
     if let Some(parked) = journal.parked.as_ref().filter(|p| p.key == wanted.key) {
         return Step::Wait(parked.reason.clone());
@@ -475,9 +545,9 @@ fn toward(facts: &Facts, journal: &Journal, booted: &Booted, now: u64) -> Step {
     }
 }
 
-fn go_on(facts: &Facts, attempt: &Attempt, now: u64) -> Step {
+fn go_on(facts: &Facts, attempt: &Attempt) -> Step {
     if let Some(pause) = &attempt.pause
-        && pause.left(now) > 0
+        && facts.pause_left > 0
     {
         return Step::Wait(pause.reason.clone());
     }
@@ -636,9 +706,15 @@ pub fn after(step: &Step, facts: &Facts, journal: &Journal, now: u64) -> Journal
         Step::Doubt(slot) => {
             next.slots.remove(slot);
         }
-        Step::Retire(slot) => {
-            next.slots.insert(*slot, Content::Empty);
+        Step::Keep(why) => {
+            next.last = Some(Ended { key: None, version: None, at: now, reason: Some(why.clone()) });
         }
+        Step::Retire(slot) => match next.slots.get_mut(slot) {
+            Some(Content::Release(image)) if image.bad => image.gone = true,
+            _ => {
+                next.slots.insert(*slot, Content::Empty);
+            }
+        },
         Step::Adopt => {
             if let (Aim::Release(w), Ok(booted)) = (&facts.aim, &facts.booted) {
                 let image = Image {
@@ -646,6 +722,7 @@ pub fn after(step: &Step, facts: &Facts, journal: &Journal, now: u64) -> Journal
                     version: w.version.clone(),
                     counter: w.counter,
                     bad: false,
+                    gone: false,
                 };
                 next.slots.insert(booted.slot, Content::Release(image));
                 next.compared = None;
@@ -778,7 +855,7 @@ pub fn view(backend: &str, facts: &Facts, journal: &Journal, shown: Option<Reaso
 
 /// What is in a slot, counting what is being tried there.
 fn journal_image(journal: &Journal, slot: Slot) -> Option<(Sha256Hex, semver::Version)> {
-    let tried = journal.attempt.as_ref().filter(|a| a.slot == slot && a.stage != Stage::Installing);
+    let tried = journal.tried(slot);
     tried
         .map(|a| (a.key.release, a.version.clone()))
         .or_else(|| journal.image(slot).map(|i| (i.release, i.version.clone())))

@@ -69,6 +69,11 @@ pub trait Documents: Send + Sync {
     /// # Errors
     /// Why that cannot be written down.
     fn commit(&self, sha256: Sha256Hex) -> Result<(), Reason>;
+    /// Its trials are over and it did not prove itself: it is judged as new again.
+    ///
+    /// # Errors
+    /// Why that cannot be written down.
+    fn end(&self, sha256: Sha256Hex) -> Result<(), Reason>;
     /// The lowest counter that may run here.
     fn floor(&self) -> u64;
 }

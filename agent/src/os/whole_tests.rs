@@ -81,6 +81,9 @@ impl Backend for Of {
     fn mark_unbootable(&self, slot: Slot) -> Result<(), BootError> {
         self.with(|b| b.mark_unbootable(slot))
     }
+    fn is_bootable(&self, slot: Slot) -> Result<bool, BootError> {
+        self.with(|b| b.is_bootable(slot))
+    }
     fn arm_trial(&self, slot: Slot, token: &Sha256Hex) -> Result<(), BootError> {
         assert!(self.0.world.lock().unwrap().version(slot).is_some(), "I4: armed what is not whole");
         self.with(|b| b.arm_trial(slot, token))
@@ -115,6 +118,9 @@ impl Documents for Of {
         }
         self.0.committed.lock().unwrap().insert(sha256);
         *self.0.floor.lock().unwrap() = self.0.releases.lock().unwrap()[&sha256].rollback_floor;
+        Ok(())
+    }
+    fn end(&self, _: Sha256Hex) -> Result<(), Reason> {
         Ok(())
     }
     fn floor(&self) -> u64 {

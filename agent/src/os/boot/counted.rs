@@ -156,6 +156,10 @@ impl<S: Store> Backend for Counted<S> {
         heads::destroy(&*self.disks, &self.config, slot)
     }
 
+    fn is_bootable(&self, slot: Slot) -> Result<bool, BootError> {
+        heads::are_there(&*self.disks, &self.config, slot)
+    }
+
     fn arm_trial(&self, slot: Slot, release: &Sha256Hex) -> Result<(), BootError> {
         let arm = |why: String| BootError::Arm { slot, why };
         // 1. The slot is not the one that runs, its heads are there, and the bootloader saves.

@@ -75,6 +75,13 @@ impl Fake {
                 inner.booted.fell_why = Some("tries".to_owned());
             }
             let committed = inner.booted.committed;
+            let other = inner.valid[committed.other() as usize];
+            if inner.booted.tries >= inner.limit && !inner.on_trial && other && !inner.booted.fell_back {
+                inner.on_trial = true;
+                inner.booted.tries = 0;
+                inner.booted.fell_back = true;
+                inner.booted.fell_why = Some("sick".to_owned());
+            }
             inner.booted.trial = inner.on_trial;
             inner.booted.armed = false;
             inner.booted.slot = if inner.on_trial { committed.other() } else { committed };
@@ -123,6 +130,10 @@ impl Backend for Fake {
         inner.on_trial = false;
         inner.booted.armed = false;
         Ok(())
+    }
+
+    fn is_bootable(&self, slot: Slot) -> Result<bool, BootError> {
+        Ok(self.inner().valid[slot as usize])
     }
 
     fn arm_trial(&self, slot: Slot, release: &Sha256Hex) -> Result<(), BootError> {
@@ -186,6 +197,14 @@ impl Backend for Fake {
     }
 
     fn rollback(&self) -> Result<(), BootError> {
+        {
+            let inner = self.inner();
+            let slot = inner.booted.committed;
+            if inner.booted.trial && !inner.valid[slot as usize] {
+                let why = "has no superblock";
+                return Err(BootError::SlotInvalid { slot, device: "/dev/fake".into(), why });
+            }
+        }
         let mut inner = self.write("rollback".to_owned())?;
         inner.on_trial = false;
         inner.booted.armed = false;

@@ -68,6 +68,15 @@ pub(crate) fn check(disks: &dyn Disks, config: &OsConfig, slot: Slot) -> Result<
     Ok(())
 }
 
+/// The same as an answer: only what cannot be read is an error.
+pub(crate) fn are_there(disks: &dyn Disks, config: &OsConfig, slot: Slot) -> Result<bool, BootError> {
+    match check(disks, config, slot) {
+        Ok(()) => Ok(true),
+        Err(BootError::SlotInvalid { .. }) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 fn read(disks: &dyn Disks, device: &Path) -> Result<Vec<u8>, BootError> {
     let wrong = |source| BootError::Read { what: WHAT, device: device.into(), source };
     let disk = disks.open(device, Access::Read).map_err(wrong)?;

@@ -108,6 +108,12 @@ pub trait Backend: Send + Sync {
     /// `os_slot_active` for the slot that runs or is committed (nothing was written); `os_write`, `os_readback`.
     fn mark_unbootable(&self, slot: Slot) -> Result<(), BootError>;
 
+    /// Whether all heads of a slot are there. Reads only.
+    ///
+    /// # Errors
+    /// `os_read`: that cannot be told.
+    fn is_bootable(&self, slot: Slot) -> Result<bool, BootError>;
+
     /// Checks that the heads of the slot are there again, counts the trial, and arms it: the next boot tries `slot`.
     /// `release` is what arms are counted by; a caller who counts a retry asked for by a person as new gives another one.
     ///

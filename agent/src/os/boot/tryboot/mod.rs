@@ -242,6 +242,10 @@ impl Backend for Tryboot {
         heads::destroy(&*self.disks, &self.config, slot)
     }
 
+    fn is_bootable(&self, slot: Slot) -> Result<bool, BootError> {
+        heads::are_there(&*self.disks, &self.config, slot)
+    }
+
     fn arm_trial(&self, slot: Slot, release: &Sha256Hex) -> Result<(), BootError> {
         let arm = |why: String| BootError::Arm { slot, why };
         let seen = self.look()?;
