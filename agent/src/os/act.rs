@@ -454,7 +454,12 @@ impl Updater {
             self.hooks = (Hooks::NotRun, None);
             self.well_since = None;
         } else if self.hooks.0 != Hooks::Well && stale {
-            self.hooks = (self.deps.device.hooks().await, Some(Instant::now()));
+            // What is left of the trial's time is for all of them, and the wait for them ends with it.
+            let left = look.timeout_s.saturating_sub(look.elapsed_s).max(HOOKS.as_secs());
+            let left = Duration::from_secs(left);
+            let ran = tokio::time::timeout(left + HOOKS, self.deps.device.hooks(left)).await;
+            let late = || Hooks::Sick(reason("os_unhealthy", "the health checks did not end in time"));
+            self.hooks = (ran.unwrap_or_else(|_| late()), Some(Instant::now()));
         }
         if self.hooks.0 == Hooks::Well {
             let since = *self.well_since.get_or_insert_with(Instant::now);
@@ -552,7 +557,11 @@ impl Updater {
                     "the installation failed"
                 );
                 self.stop_work().await;
+                let parks = next.attempt.is_none();
                 self.keep(next)?;
+                if parks {
+                    self.deps.installer.forget(facts_slot(facts).other()).await;
+                }
             }
             Step::Installed => {
                 self.stop_work().await;
@@ -574,10 +583,18 @@ impl Updater {
                     "the trial was undone"
                 );
                 self.remember(next);
+                if conclusion.then == machine::Then::Park {
+                    self.deps.installer.forget(facts_slot(facts).other()).await;
+                }
             }
             // What stands before the word that the system works must not wait for the disk.
             Step::Forget | Step::Unarm => self.remember(next),
-            Step::Begin(_) | Step::Doubt(_) | Step::Park(_) | Step::Differs => {
+            Step::GiveUp(why) => {
+                tracing::warn!(code = why.code, message = why.message, "the release keeps the cloud away");
+                self.keep(next)?;
+                self.deps.installer.forget(facts_slot(facts).other()).await;
+            }
+            Step::Begin(_) | Step::Doubt(_) | Step::Park(_) | Step::Differs | Step::Reached => {
                 self.keep(next)?;
             }
         }

@@ -432,7 +432,7 @@ impl Device for Around {
     fn engine(&self) -> BoxFuture<'_, bool> {
         Box::pin(async { true })
     }
-    fn hooks(&self) -> BoxFuture<'_, Hooks> {
+    fn hooks(&self, _: Duration) -> BoxFuture<'_, Hooks> {
         Box::pin(async { Hooks::Well })
     }
     fn lock(&self) -> Result<Box<dyn Send>, Vec<String>> {
@@ -733,17 +733,16 @@ fn a_cloud_away_in_the_trial_is_no_fault_of_the_release() {
         world.life.lock().unwrap().cloud_not_in_trial = true;
         let target = world.target(wants(&new, 0), 5);
         let mut trials = 0;
-        // Two days: trials at growing distances, never parked.
-        for _ in 0..20 {
-            let seen = world.agent(Some(target.clone()), Duration::from_secs(26 * 3600)).await;
-            if seen.end == End::Steady {
-                break;
-            }
+        // Two days, with a cloud that is away in each trial and for a while after it: trials at growing distances, never parked.
+        while world.began.elapsed() < Duration::from_secs(48 * 3600) {
+            world.life.lock().unwrap().cloud = trials == 0;
+            let seen = world.agent(Some(target.clone()), Duration::from_secs(2000)).await;
+            world.life.lock().unwrap().cloud = true;
+            let ended = seen.end == End::Off
+                || world.agent(Some(target.clone()), Duration::from_secs(26 * 3600)).await.end == End::Off;
+            assert!(ended, "{:?}", seen.status);
             world.starts();
             trials += u32::from(world.on_trial());
-            if world.began.elapsed() > Duration::from_secs(48 * 3600) {
-                break;
-            }
         }
         assert!((3..=6).contains(&trials), "{trials}");
         while world.on_trial() {
@@ -760,6 +759,35 @@ fn a_cloud_away_in_the_trial_is_no_fault_of_the_release() {
                 world.starts();
             }
         }
+        assert_eq!(world.running(), Held::Whole(new.sha256()));
+    });
+}
+
+#[test]
+fn a_release_that_keeps_the_cloud_away_is_given_up_after_one_round_of_trials() {
+    in_time(async {
+        let world = World::new();
+        let new = world.release(20, 0);
+        // Only the old slot reaches it, and at once.
+        world.life.lock().unwrap().cloud_not_in_trial = true;
+        let target = world.target(wants(&new, 0), 5);
+        let mut trials = 0;
+        let status = loop {
+            let seen = world.agent(Some(target.clone()), Duration::from_secs(26 * 3600)).await;
+            if seen.end == End::Steady {
+                break seen.status;
+            }
+            world.starts();
+            trials += u32::from(world.on_trial());
+            assert!(trials < 10, "tried for ever");
+        };
+        assert_eq!(trials, 3);
+        assert_eq!(code(&status).as_deref(), Some("os_cloud_unreachable"));
+        assert_eq!(status.host.unwrap().failed, Some(new.sha256()));
+        assert_eq!(world.running(), Held::Whole(Sha256Hex::of(FACTORY.as_bytes())));
+        // A person asks again.
+        world.life.lock().unwrap().cloud_not_in_trial = false;
+        world.settles(Some(world.target(wants(&new, 1), 6))).await;
         assert_eq!(world.running(), Held::Whole(new.sha256()));
     });
 }

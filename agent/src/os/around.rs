@@ -2,11 +2,12 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
+    io::{self, Read as _},
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, ExitStatus, Stdio},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use copal_protocol::{
@@ -15,6 +16,11 @@ use copal_protocol::{
     verify::{Error, Verified},
 };
 use futures_util::future::BoxFuture;
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 
 use super::{
     health::Hooks,
@@ -32,6 +38,8 @@ use crate::{
 
 /// A health check that takes longer failed.
 const HOOK_TIME: Duration = Duration::from_secs(60);
+/// Between looks at a running check.
+const POLL: Duration = Duration::from_millis(20);
 /// More files than this in the folder of health checks are not run, and that is said.
 const HOOKS: usize = 64;
 /// Bytes of what a failed check printed that are told.
@@ -72,8 +80,8 @@ impl Device for ThisDevice {
         Box::pin(async { self.engine.version().await.is_ok() })
     }
 
-    fn hooks(&self) -> BoxFuture<'_, Hooks> {
-        Box::pin(run_hooks(&self.hooks, HOOK_TIME))
+    fn hooks(&self, total: Duration) -> BoxFuture<'_, Hooks> {
+        Box::pin(run_hooks(&self.hooks, total))
     }
 
     fn lock(&self) -> Result<Box<dyn Send>, Vec<String>> {
@@ -109,11 +117,20 @@ fn lock_folders(locks: &Path) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Runs every executable of a folder, in the order of their names; the first that fails is told.
-async fn run_hooks(folder: &Path, time: Duration) -> Hooks {
+/// Runs every executable of a folder, in the order of their names; the first that fails is told. `total` is for all of them.
+async fn run_hooks(folder: &Path, total: Duration) -> Hooks {
+    let folder = folder.to_owned();
+    // A thread of its own: the agent's only one goes on.
+    match tokio::task::spawn_blocking(move || run_all(&folder, Instant::now() + total)).await {
+        Ok(hooks) => hooks,
+        Err(e) => Hooks::Sick(reason("os_unhealthy", format!("the health checks could not be run: {e}"))),
+    }
+}
+
+fn run_all(folder: &Path, deadline: Instant) -> Hooks {
     let mut found: Vec<PathBuf> = match fs::read_dir(folder) {
         Ok(entries) => entries.flatten().map(|e| e.path()).collect(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Hooks::Well,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Hooks::Well,
         Err(e) => {
             let message = format!("the folder of health checks {} cannot be read: {e}", folder.display());
             return Hooks::Sick(reason("os_unhealthy", message));
@@ -127,45 +144,74 @@ async fn run_hooks(folder: &Path, time: Duration) -> Hooks {
         return Hooks::Sick(reason("os_unhealthy", message));
     }
     for path in found {
-        if let Err(why) = run_hook(&path, time).await {
+        let time = HOOK_TIME.min(deadline.saturating_duration_since(Instant::now()));
+        if let Err(why) = run_hook(&path, time) {
             return Hooks::Sick(why);
         }
     }
     Hooks::Well
 }
 
-async fn run_hook(path: &Path, time: Duration) -> Result<(), Reason> {
+fn run_hook(path: &Path, time: Duration) -> Result<(), Reason> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let sick = |what: String, said: &[u8]| {
-        let mut why = reason("os_unhealthy", format!("health check {name} {what}"));
-        let said = &said[said.len().saturating_sub(SAID)..];
-        why.log_tail = String::from_utf8_lossy(said).lines().map(str::to_owned).collect();
-        why
+    let mut said = Vec::new();
+    let what = match watch_hook(path, time, &mut said) {
+        Ok(Some(status)) if status.success() => return Ok(()),
+        Ok(Some(status)) => match status.code() {
+            Some(code) => format!("exited with {code}"),
+            None => "was killed".to_owned(),
+        },
+        Ok(None) => format!("did not end within {} s", time.as_secs_f32().ceil()),
+        Err(e) => format!("could not be run: {e}"),
     };
-    let path = path.to_owned();
-    // A thread of its own: the agent's only one goes on, and a check that hangs is killed by `timeout`, with its children.
-    let seconds = time.as_secs().max(1).to_string();
-    let ran = tokio::task::spawn_blocking(move || {
-        std::process::Command::new("timeout")
-            .args(["-k", "5", &seconds])
-            .arg(&path)
-            .stdin(Stdio::null())
-            .output()
-    });
-    match ran.await {
-        Ok(Ok(output)) if output.status.success() => Ok(()),
-        Ok(Ok(output)) => {
-            let mut said = output.stdout;
-            said.extend(output.stderr);
-            let what = match output.status.code() {
-                Some(124 | 137) => format!("did not end within {} s", time.as_secs()),
-                Some(code) => format!("exited with {code}"),
-                None => "was killed".to_owned(),
-            };
-            Err(sick(what, &said))
+    let mut why = reason("os_unhealthy", format!("health check {name} {what}"));
+    why.log_tail = String::from_utf8_lossy(&said).lines().map(str::to_owned).collect();
+    Err(why)
+}
+
+/// Runs a check in a process group of its own, which is killed when its time is over (`None`). Its output is read as it
+/// comes and never waited for: a child that it leaves behind may hold the pipe open for ever.
+fn watch_hook(path: &Path, time: Duration, said: &mut Vec<u8>) -> io::Result<Option<ExitStatus>> {
+    let (mut output, theirs) = io::pipe()?;
+    fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let until = Instant::now() + time;
+    let mut child = Command::new(path)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(theirs.try_clone()?)
+        .stderr(theirs)
+        .spawn()?;
+    loop {
+        // First whether it ended: what it said before that is in the pipe then.
+        let ended = child.try_wait()?;
+        drain(&mut output, said);
+        if ended.is_some() {
+            return Ok(ended);
         }
-        Ok(Err(e)) => Err(sick(format!("could not be run: {e}"), &[])),
-        Err(e) => Err(sick(format!("could not be run: {e}"), &[])),
+        if Instant::now() >= until {
+            if let Ok(group) = i32::try_from(child.id()) {
+                // It may have ended by itself.
+                let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+            }
+            // One that hangs in the kernel does not even die.
+            std::thread::spawn(move || child.wait());
+            return Ok(None);
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Takes what is in the pipe, and keeps the end of all of it. A check that writes faster than this reads gets no more than
+/// one turn.
+fn drain(output: &mut io::PipeReader, said: &mut Vec<u8>) {
+    let mut piece = [0; 4096];
+    for _ in 0..64 {
+        match output.read(&mut piece) {
+            Ok(n) if n > 0 => said.extend_from_slice(&piece[..n]),
+            _ => break,
+        }
+        let over = said.len().saturating_sub(SAID);
+        said.drain(..over);
     }
 }
 
@@ -222,5 +268,25 @@ mod tests {
         script(dir.path(), "20-modem", "sleep 30");
         let Hooks::Sick(why) = run_hooks(dir.path(), Duration::from_secs(1)).await else { panic!("well") };
         assert_eq!(why.message, "health check 20-modem did not end within 1 s");
+    }
+
+    #[tokio::test]
+    async fn health_checks_share_one_deadline_and_nobody_waits_for_what_they_leave_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        script(dir.path(), "10-daemon", "sleep 1000 & echo \"$!\" >&2; exit 0");
+        let patient = Duration::from_secs(120);
+        let ran = tokio::time::timeout(patient, run_hooks(dir.path(), HOOK_TIME)).await;
+        assert_eq!(ran, Ok(Hooks::Well));
+        script(dir.path(), "10-daemon", "yes | head -c 5000000; echo \"the end\"; exit 4");
+        let Hooks::Sick(why) = run_hooks(dir.path(), HOOK_TIME).await else { panic!("well") };
+        assert_eq!(why.log_tail.last().unwrap(), "the end");
+        assert!(why.log_tail.len() <= SAID);
+        script(dir.path(), "10-daemon", "exit 0");
+        for n in 20..60 {
+            script(dir.path(), &format!("{n}-slow"), "sleep 1000");
+        }
+        let ran = tokio::time::timeout(patient, run_hooks(dir.path(), Duration::from_secs(2))).await;
+        let Ok(Hooks::Sick(why)) = ran else { panic!("{ran:?}") };
+        assert!(why.message.contains("20-slow"), "{}", why.message);
     }
 }

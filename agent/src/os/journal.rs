@@ -99,6 +99,16 @@ pub struct Attempt {
     /// How often its trial ended with the cloud away.
     #[serde(default)]
     pub inconclusive: u32,
+    /// Those of this round of trials, after how many of them the old slot reached the cloud at once, and whether that was looked
+    /// at after the last.
+    #[serde(default)]
+    pub lacked: u32,
+    /// See `lacked`.
+    #[serde(default)]
+    pub reached: u32,
+    /// See `lacked`.
+    #[serde(default)]
+    pub looked: bool,
     /// Counts of trials begun anew after as many as may be were inconclusive.
     #[serde(default)]
     pub round: u32,
@@ -278,6 +288,9 @@ impl Attempt {
             failures: 0,
             faults: 0,
             inconclusive: 0,
+            lacked: 0,
+            reached: 0,
+            looked: false,
             round: 0,
             pause: None,
             arms_before: 0,

@@ -31,6 +31,8 @@ use crate::apply::status::reason;
 const INSTALL_FAILURES: u32 = 3;
 /// First and longest wait after a trial with the cloud away; doubles in between.
 const AWAY: (u64, u64) = (3600, 86_400);
+/// A cloud that the old slot reaches within so many seconds of its boot was not away in the trial before it.
+const AT_ONCE_S: u64 = 900;
 /// First and longest wait after a failed installation; doubles in between.
 const RETRY: (u64, u64) = (5, 300);
 
@@ -220,6 +222,10 @@ pub enum Step {
     Arm,
     /// Restart into the armed trial.
     Reboot,
+    /// The cloud answers for the first time after a trial without it.
+    Reached,
+    /// Every trial of a round lacked the cloud, and the old slot reached it at once each time: the release keeps it away.
+    GiveUp(Reason),
 }
 
 /// How a trial that was not committed ended.
@@ -546,6 +552,12 @@ fn toward(facts: &Facts, journal: &Journal, booted: &Booted) -> Step {
 }
 
 fn go_on(facts: &Facts, attempt: &Attempt) -> Step {
+    if attempt.stage == Stage::Ready
+        && attempt.lacked > 0
+        && let Some(step) = whose_fault(facts, attempt)
+    {
+        return step;
+    }
     if let Some(pause) = &attempt.pause
         && facts.pause_left > 0
     {
@@ -571,6 +583,23 @@ fn go_on(facts: &Facts, attempt: &Attempt) -> Step {
             None => Step::Arm,
         },
     }
+}
+
+/// Whether it is the cloud or the release: a whole round of trials without it, between boots that reached it, is the release.
+fn whose_fault(facts: &Facts, attempt: &Attempt) -> Option<Step> {
+    if facts.online && !attempt.looked {
+        return Some(Step::Reached);
+    }
+    let all = attempt.lacked >= facts.trial_limit && attempt.reached >= attempt.lacked;
+    all.then(|| {
+        let message = format!(
+            "{} did not reach the cloud in {} trials, and the slot before it did each time before and after; it is not tried again \
+             until the target changes",
+            named(attempt),
+            attempt.lacked
+        );
+        Step::GiveUp(of(attempt.key, "os_cloud_unreachable", message))
+    })
 }
 
 /// What stands between an installed release and the restart.
@@ -666,6 +695,8 @@ pub fn after(step: &Step, facts: &Facts, journal: &Journal, now: u64) -> Journal
                     a.trials.clear();
                     if a.verdict.take().is_some() {
                         a.inconclusive += 1;
+                        a.lacked += 1;
+                        a.looked = false;
                     }
                     if let Then::Later { wait, anew } = conclusion.then {
                         a.round += u32::from(anew);
@@ -681,6 +712,19 @@ pub fn after(step: &Step, facts: &Facts, journal: &Journal, now: u64) -> Journal
                 a.stage = a.stage.min(Stage::Ready);
                 a.trials.clear();
                 a.verdict = None;
+            }
+        }
+        Step::Reached => {
+            if let Some(a) = &mut attempt {
+                a.looked = true;
+                a.reached += u32::from(facts.uptime_s <= AT_ONCE_S);
+            }
+        }
+        Step::GiveUp(why) => {
+            if let Some(a) = attempt.take() {
+                next.slots.insert(a.slot, Content::Release(Image { bad: true, ..a.image() }));
+                next.last = Some(a.ended(now, Some(why.clone())));
+                next.parked = Some(Parked { key: a.key, reason: why.clone() });
             }
         }
         Step::Forget => attempt = None,
@@ -780,6 +824,9 @@ pub fn after(step: &Step, facts: &Facts, journal: &Journal, now: u64) -> Journal
             if let (Some(a), Ok(booted)) = (&mut attempt, &facts.booted) {
                 a.stage = Stage::Armed;
                 a.arms_before = arms(booted, a);
+                if a.arms_before == 0 {
+                    (a.lacked, a.reached) = (0, 0);
+                }
                 a.trials.clear();
                 a.verdict = None;
                 a.pause = None;

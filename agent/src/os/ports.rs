@@ -90,8 +90,8 @@ pub trait Device: Send + Sync {
     fn uptime_s(&self) -> u64;
     /// Whether the container engine answers.
     fn engine(&self) -> BoxFuture<'_, bool>;
-    /// Runs the image's own health checks.
-    fn hooks(&self) -> BoxFuture<'_, Hooks>;
+    /// Runs the image's own health checks, all of them within `total`.
+    fn hooks(&self, total: std::time::Duration) -> BoxFuture<'_, Hooks>;
     /// Takes every service's update lock; they are held until the answer is dropped.
     ///
     /// # Errors

@@ -122,6 +122,15 @@ impl Installer for Slots {
                 }
                 indexes += payload.index.as_ref().and_then(|index| index.size).unwrap_or(0);
             }
+            let needed: Vec<Sha256Hex> = release
+                .payloads
+                .values()
+                .filter_map(|payload| Some(payload.index.as_ref()?.sha256))
+                .collect();
+            // Those of releases that failed must not stand in the way of the next.
+            if let Err(error) = install::tidy(&self.work, &needed) {
+                tracing::debug!(%error, "what other installations kept stays for now");
+            }
             let folder = self.state.path();
             // Where that cannot be told, the write itself will.
             let Ok(stat) = nix::sys::statvfs::statvfs(folder) else { return Ok(()) };

@@ -145,7 +145,7 @@ impl Device for Of {
         let trial = self.active().is_ok_and(|b| b.trial);
         async move { !(trial && self.0.sick) }.boxed()
     }
-    fn hooks(&self) -> BoxFuture<'_, Hooks> {
+    fn hooks(&self, _: Duration) -> BoxFuture<'_, Hooks> {
         async { Hooks::Well }.boxed()
     }
     fn lock(&self) -> Result<Box<dyn Send>, Vec<String>> {

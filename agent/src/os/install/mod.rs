@@ -227,14 +227,25 @@ pub fn finish(disks: &dyn Disks, installed: &Installed) -> Result<(), InstallErr
 /// The system's.
 pub fn forget(work: &Path, journal: &dyn Journal) -> io::Result<()> {
     journal.clear()?;
+    tidy(work, &[])
+}
+
+/// Removes the indexes, whole and in part, that are none of `kept`: those of releases that failed or were given up.
+///
+/// # Errors
+/// The system's.
+pub fn tidy(work: &Path, kept: &[Sha256Hex]) -> io::Result<()> {
     let entries = match std::fs::read_dir(work) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
+    let kept: Vec<String> = kept.iter().map(ToString::to_string).collect();
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "index" || e == "part") {
+        let ours = path.extension().is_some_and(|e| e == "index" || e == "part");
+        let needed = path.file_stem().is_some_and(|name| kept.iter().any(|kept| name == kept.as_str()));
+        if ours && !needed {
             std::fs::remove_file(path)?;
         }
     }

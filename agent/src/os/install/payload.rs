@@ -51,6 +51,9 @@ pub(super) fn all(
         opened.push(open_disks(disks, payload)?);
     }
     fs::create_dir_all(&plan.work).map_err(|e| InstallError::keep("the index", &e))?;
+    let needed: Vec<Sha256Hex> =
+        plan.payloads.iter().filter_map(|p| Some(p.payload.index.as_ref()?.sha256)).collect();
+    super::tidy(&plan.work, &needed).map_err(|e| InstallError::keep("the index", &e))?;
     let mut indexes = Vec::new();
     for payload in &plan.payloads {
         indexes.push(open_index(&mut net, &plan.work, payload)?);

@@ -249,6 +249,20 @@ fn a_head_is_zero_or_without_its_magic_or_whole_wherever_its_writes_are_cut() {
 }
 
 #[test]
+fn indexes_of_other_releases_are_removed_and_the_own_one_stays() {
+    let world = world(Server::default());
+    std::fs::create_dir_all(&world.plan.work).unwrap();
+    for name in ["index", "part"] {
+        let other = format!("{}.{name}", Sha256Hex::of(b"a release that failed"));
+        std::fs::write(world.plan.work.join(other), b"large").unwrap();
+    }
+    world.finish().unwrap();
+    let entries = std::fs::read_dir(&world.plan.work).unwrap();
+    let left: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(left, [format!("{}.index", world.plan.payloads[0].payload.index.as_ref().unwrap().sha256)]);
+}
+
+#[test]
 fn with_its_base_only_what_is_new_is_fetched_in_one_request() {
     let world = world(Server::default());
     let stats = world.finish().unwrap();
