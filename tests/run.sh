@@ -69,7 +69,7 @@ stage_e2e() {
     tests 'end to end' cargo test --quiet --locked --no-fail-fast -p copal-e2e -- --test-threads="${COPAL_E2E_THREADS:-2}"
 }
 stage_os() {
-    check 'set-up: os' tests/setup.sh os
+    check 'set-up: os' tests/setup.sh "os${COPAL_OS_FULL:+engine}"
     check 'build' cargo build --quiet --locked --workspace
     check 'operating system image' images/os/build.sh
     # One machine at a time: each emulates a processor. The long half runs with COPAL_OS_FULL=1 (`make test-os`).

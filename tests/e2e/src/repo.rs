@@ -69,6 +69,8 @@ impl Repo {
             .current_dir(self.dir.path())
             .env("GIT_TERMINAL_PROMPT", "0")
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            // Of this machine, and stronger than what a test configures.
+            .env_remove("GIT_SSL_CAINFO")
             .env("HOME", self.dir.path())
             .stdin(Stdio::null());
         command

@@ -9,6 +9,7 @@
 
 pub mod check;
 pub mod disk;
+pub mod engine;
 pub mod images;
 pub mod journal;
 pub mod link;
