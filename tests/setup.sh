@@ -228,7 +228,7 @@ osengine() {
     sources=$(mktemp)
     printf 'deb http://deb.debian.org/debian%s main\n' " $codename" " $codename-updates" "-security $codename-security" >"$sources"
     mmdebstrap --quiet --variant=extract --architectures=arm64 \
-        --include=systemd,systemd-sysv,udev,dbus,docker.io,iptables,e2fsprogs,fdisk,iproute2,kmod,procps,mount,login,mawk,util-linux,base-files,base-passwd,bash,coreutils,dash,debianutils,findutils,grep,gzip,hostname,libc-bin,sed,tar \
+        --include=systemd,systemd-sysv,udev,dbus,docker.io,apparmor,iptables,e2fsprogs,fdisk,iproute2,kmod,procps,mount,login,mawk,util-linux,base-files,base-passwd,bash,coreutils,dash,debianutils,findutils,grep,gzip,hostname,libc-bin,sed,tar \
         $codename "$place/root" "$sources" || die "mmdebstrap could not unpack Debian $codename for arm64" "look at its messages above"
     rm -f "$sources"
     : >"$place/complete"
