@@ -1,6 +1,16 @@
 //! What is decided in which situation, as a table that people review.
 
-use super::*;
+use copal_protocol::{documents::Reason, ids::Sha256Hex};
+
+use super::{Aim, Facts, Failure, Gate, Health, Step, Wanted, Work, after, decide};
+use crate::{
+    apply::status::reason,
+    os::{
+        Slot,
+        boot::Booted,
+        journal::{Attempt, Before, Content, Image, Journal, Key, Parked, Pause, Stage, TrialBoot, Verdict},
+    },
+};
 
 fn key(name: &str, retry: u64) -> Key {
     Key { release: Sha256Hex::of(name.as_bytes()), retry }
