@@ -1,6 +1,6 @@
 //! What several commands need of this device: settings, state, identity, the store. Opening it touches no network.
 
-use std::{fs, os::unix::fs::OpenOptionsExt as _, sync::Arc, time::Duration};
+use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use nix::fcntl::{Flock, FlockArg};
@@ -78,17 +78,7 @@ impl Rooms {
 
     /// Two agents over one state folder would undo each other.
     pub fn lock(&self) -> Result<Flock<fs::File>, StateError> {
-        let path = self.state.path().join("lock");
-        // On a data partition that is full or read-only an agent is needed most: what is there is locked, at worst the folder.
-        let file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .or_else(|e| fs::File::open(&path).or_else(|_| fs::File::open(self.state.path())).map_err(|_| e))
-            .map_err(|e| StateError::io("open", &path, e))?;
-        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StateError::Busy { path })
+        lock(self.state.path())
     }
 
     pub fn supervisor_settings(&self, places: &Places, device_id: &str) -> SupervisorSettings {
@@ -117,5 +107,38 @@ impl Rooms {
             device_id: s.device_id,
             device_type: s.device_type,
         })
+    }
+}
+
+fn lock(folder: &Path) -> Result<Flock<fs::File>, StateError> {
+    let path = folder.join("lock");
+    // On a data partition that is full or read-only an agent is needed most: what is there is locked, at worst the folder.
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .or_else(|e| fs::File::open(&path).or_else(|_| fs::File::open(folder)).map_err(|_| e))
+        .map_err(|e| StateError::io("open", &path, e))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StateError::Busy { path })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_agent_has_the_state_folder_also_where_its_lock_cannot_be_opened_for_writing() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        assert!(matches!(lock(dir.path()), Err(StateError::Busy { .. })));
+        drop(first);
+        // As on a read-only disk; root may write whatever the mode says.
+        fs::remove_file(dir.path().join("lock")).unwrap();
+        fs::create_dir(dir.path().join("lock")).unwrap();
+        let first = lock(dir.path()).unwrap();
+        assert!(matches!(lock(dir.path()), Err(StateError::Busy { .. })));
+        drop(first);
     }
 }
