@@ -25,7 +25,7 @@ async fn an_app_and_the_system_under_it_are_updated_together_and_start_without_t
 
     let image = tokio::task::spawn_blocking(|| engine::image("2.0.0")).await.unwrap();
     let bundle = world.unsigned("engine-2.0.0", "2.0.0", &image, DEVICE_TYPE, &[]).await;
-    world.owner.ok(&["os", "bundle", "sign", text(&bundle)]).await;
+    world.owner.ok(&["os", "bundle", "sign", text(&bundle), "--yes"]).await;
     world.release(&bundle).await;
     world.deploy("2.0.0").await;
     let second = engine::push(&world, &repo, "two").await;
@@ -61,7 +61,7 @@ async fn agent(world: &World, name: &str, binary: &[u8], version: &str) -> Strin
     let mut words = vec!["agent", "bundle", "--fleet", FLEET, "--binary", text(&file), "--arch", "arm64"];
     words.extend(["--version", version, "-o", text(&out)]);
     world.owner.ok(&words).await;
-    world.owner.ok(&["os", "bundle", "sign", text(&out)]).await;
+    world.owner.ok(&["os", "bundle", "sign", text(&out), "--yes"]).await;
     let id = world.release(&out).await;
     world.deploy(version).await;
     id
