@@ -41,7 +41,9 @@ impl Updater {
         let looked = self.lines.apps.borrow().applied.is_some();
         let now_well = Before { cloud: online, engine, services };
         let gate = self.gate(target.as_deref());
-        let settled = uptime_s >= SETTLED_S || (looked && all_well && (engine || !self.deps.config.engine));
+        // Where there is no engine, and none is meant to be, there are no services to wait for.
+        let seen = if engine { looked } else { !self.deps.config.engine };
+        let settled = uptime_s >= SETTLED_S || (all_well && seen);
         let aim = aim(target.as_deref());
         let key = if let Aim::Release(wanted) = &aim { Some(wanted.key) } else { None };
         let pause_left = self.pause_left(journal, uptime_s);
