@@ -46,6 +46,11 @@ async fn a_token_of_one_fleet_opens_no_route_of_another() {
     let device = world.device(0).await.unwrap()["device_id"].as_str().unwrap().to_owned();
     let build = cloud.get("/fleets/porch/builds").await["items"][0]["id"].as_str().unwrap().to_owned();
     let enrolment = cloud.call("POST", "/fleets/porch/enrolment-tokens", json!({})).await;
+    // A host release of the fleet's would answer no differently: the fleet is judged before it is looked for.
+    let blob = json!({"sha256": "0".repeat(64), "size": 5});
+    let upload = cloud.call("POST", "/fleets/porch/uploads", blob.clone()).await;
+    let upload = upload["id"].as_str().unwrap().to_owned();
+    let blob = blob.to_string();
     let before = cloud.get("/fleets/porch").await;
 
     let document = cloud.get("/openapi.json").await;
@@ -56,6 +61,8 @@ async fn a_token_of_one_fleet_opens_no_route_of_another() {
             p if p.contains("/releases/{id}") => release.as_str(),
             p if p.contains("/builds/{id}") => build.as_str(),
             p if p.contains("/enrolment-tokens/{id}") => enrolment["id"].as_str().unwrap(),
+            p if p.contains("/host-releases/{id}") => release.as_str(),
+            p if p.contains("/uploads/{id}") => upload.as_str(),
             p if p.contains("/fleets/{slug}") => "",
             _ => continue,
         };
@@ -64,11 +71,14 @@ async fn a_token_of_one_fleet_opens_no_route_of_another() {
         for method in methods.as_object().unwrap().keys() {
             let body = match (method.as_str(), path.rsplit('/').next().unwrap()) {
                 ("put", "variables") => r#"{"name":"A","value":"b"}"#,
+                ("post", "uploads") => blob.as_str(),
+                ("post", "deploy" | "retry") if path.contains("/host-releases/") => r#"{"all":true}"#,
                 ("post", "deploy") => r#"{"release":"latest"}"#,
                 _ => "{}",
             };
             let query = match (method.as_str(), path.rsplit('/').next().unwrap()) {
                 ("delete", "variables") => "?name=A",
+                ("patch", _) if path.contains("/uploads/") => "?offset=0",
                 ("delete", "{slug}") => "?force=true",
                 _ => "",
             };
