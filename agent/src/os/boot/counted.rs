@@ -161,27 +161,17 @@ impl<S: Store> Backend for Counted<S> {
     }
 
     fn arm_trial(&self, slot: Slot, release: &Sha256Hex) -> Result<(), BootError> {
-        let arm = |why: String| BootError::Arm { slot, why };
         // 1. The slot is not the one that runs, its heads are there, and the bootloader saves.
         let seen = self.look()?;
         refuse_active(&seen.booted, slot)?;
         if seen.words.trial && seen.booted.trial {
-            return Err(arm("another trial runs".to_owned()));
+            return Err(BootError::Arm { slot, why: "another trial runs".to_owned() });
         }
         heads::check(&*self.disks, &self.config, slot)?;
         self.store.check_layout()?;
-        self.canary(&seen).map_err(arm)?;
-        // 2. Count, with nothing armed.
-        let counted = count_arm(&self.base(&seen), slot, arms_key(release))?;
-        self.store.save(&seen.loaded, &counted).map_err(|e| arm(e.to_string()))?;
-        // 3. Arm, only if both copies hold the count.
-        let loaded = self.store.load()?;
-        let held =
-            loaded.state.as_ref().is_some_and(|s| s.arms == counted.arms && s.arms_for == counted.arms_for);
-        if !held || loaded.good != 2 {
-            return Err(arm("the count of trials does not stay on the disk".to_owned()));
-        }
-        self.store.save(&loaded, &BootState { trial: true, ..counted }).map_err(|e| arm(e.to_string()))
+        self.canary(&seen).map_err(|why| BootError::Arm { slot, why })?;
+        // 2. Count, and only then arm.
+        arm_counted(&self.store, &seen.loaded, &self.base(&seen), slot, release)
     }
 
     fn commit(&self, slot: Slot) -> Result<(), BootError> {
@@ -261,8 +251,31 @@ pub(crate) fn refuse_active(booted: &Booted, slot: Slot) -> Result<(), BootError
     Ok(())
 }
 
+/// Counts one more trial of `release` in `slot`, with nothing armed; arms it only if both copies hold the count.
+///
+/// # Errors
+/// [`BootError::TrialsUsed`] past the limit, [`BootError::Arm`] where the state cannot be kept.
+pub(crate) fn arm_counted(
+    store: &impl Store,
+    loaded: &Loaded,
+    base: &BootState,
+    slot: Slot,
+    release: &Sha256Hex,
+) -> Result<(), BootError> {
+    let arm = |why: String| BootError::Arm { slot, why };
+    let counted = count_arm(base, slot, arms_key(release))?;
+    store.save(loaded, &counted).map_err(|e| arm(e.to_string()))?;
+    let loaded = store.load()?;
+    let held =
+        loaded.state.as_ref().is_some_and(|s| s.arms == counted.arms && s.arms_for == counted.arms_for);
+    if !held || loaded.good != 2 {
+        return Err(arm("the count of trials does not stay on the disk".to_owned()));
+    }
+    store.save(&loaded, &BootState { trial: true, ..counted }).map_err(|e| arm(e.to_string()))
+}
+
 /// The state with one more arm counted for this release, and nothing armed.
-pub(crate) fn count_arm(base: &BootState, slot: Slot, key: [u8; 8]) -> Result<BootState, BootError> {
+fn count_arm(base: &BootState, slot: Slot, key: [u8; 8]) -> Result<BootState, BootError> {
     let arms = if base.arms_for == Some(key) { base.arms } else { 0 };
     if arms >= base.limit {
         return Err(BootError::TrialsUsed { slot, arms: arms.into(), limit: base.limit.into() });

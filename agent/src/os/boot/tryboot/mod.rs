@@ -22,7 +22,7 @@ use copal_protocol::ids::Sha256Hex;
 use self::autoboot::Autoboot;
 use super::{
     Backend, BootError, Booted, Probe, Slot,
-    counted::{arms_key, count_arm, limit, refuse_active},
+    counted::{arm_counted, limit, refuse_active},
     heads,
     kernel::{Kernel, boot_tag, check_root},
     state::BootState,
@@ -247,24 +247,17 @@ impl Backend for Tryboot {
     }
 
     fn arm_trial(&self, slot: Slot, release: &Sha256Hex) -> Result<(), BootError> {
-        let arm = |why: String| BootError::Arm { slot, why };
         let seen = self.look()?;
         refuse_active(&seen.booted, slot)?;
         heads::check(&*self.disks, &self.config, slot)?;
         self.store.check_layout()?;
         if seen.file != Some(pointing_at(seen.numbers, seen.booted.slot)) {
-            return Err(arm(format!("{FILE} is damaged; it is mended once the running slot is well")));
+            return Err(BootError::Arm {
+                slot,
+                why: format!("{FILE} is damaged; it is mended once the running slot is well"),
+            });
         }
-        // Count, with nothing armed; arm only if both copies hold the count.
-        let counted = count_arm(&self.base(&seen), slot, arms_key(release))?;
-        self.store.save(&seen.loaded, &counted).map_err(|e| arm(e.to_string()))?;
-        let loaded = self.store.load()?;
-        let held =
-            loaded.state.as_ref().is_some_and(|s| s.arms == counted.arms && s.arms_for == counted.arms_for);
-        if !held || loaded.good != 2 {
-            return Err(arm("the count of trials does not stay on the disk".to_owned()));
-        }
-        self.store.save(&loaded, &BootState { trial: true, ..counted }).map_err(|e| arm(e.to_string()))
+        arm_counted(&self.store, &seen.loaded, &self.base(&seen), slot, release)
     }
 
     fn commit(&self, slot: Slot) -> Result<(), BootError> {
