@@ -2,7 +2,10 @@
 
 use copal_protocol::documents::{ServiceState, SlotState};
 
-use crate::api::{builds, device_views, devices, releases};
+use crate::{
+    api::{builds, device_views, devices, releases},
+    devices::standing::is_failure,
+};
 
 /// A word and how it looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -179,7 +182,7 @@ fn status(device: &device_views::Device) -> Status {
         _ => {}
     }
     let code = device.reason.as_ref().map_or("", |r| r.code.as_str());
-    if is_failure(code) {
+    if device.reason.as_ref().is_some_and(|r| is_failure(&r.code)) {
         return status("failed", "bad");
     }
     match code {
@@ -193,39 +196,6 @@ fn status(device: &device_views::Device) -> Status {
         "locked" | "paused" | "awaiting_signature" | "waiting_not_before" => status("waiting", "busy"),
         _ => status("updating", "busy"),
     }
-}
-
-/// Whether a reason tells of something that went wrong, rather than of something under way.
-fn is_failure(code: &str) -> bool {
-    const FAILURES: &[&str] = &[
-        "rolled_back",
-        "parked",
-        "conflict",
-        "no_space",
-        "engine_absent",
-        "dependency_failed",
-        "image_failed",
-        "start_failed",
-        "unhealthy",
-        "crash_loop",
-        "exited",
-        "start_timeout",
-        "clone_suspected",
-        "incompatible",
-    ];
-    const UNDER_WAY: &[&str] = &[
-        "os_downloading",
-        "os_verifying",
-        "os_waiting",
-        "os_waiting_lock",
-        "os_waiting_window",
-        "os_trial",
-        "os_cancelled",
-        "agent_downloading",
-        "agent_trial",
-    ];
-    let host = code.starts_with("os_") || code.starts_with("agent_");
-    code.starts_with("E_") || FAILURES.contains(&code) || host && !UNDER_WAY.contains(&code)
 }
 
 /// The services of a device, of all its apps.
@@ -386,32 +356,6 @@ impl From<builds::Build> for Build {
             error: build.error,
             release: build.release,
             at: build.started_at.unwrap_or(build.created_at),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_failure;
-
-    #[test]
-    fn what_is_under_way_is_no_failure() {
-        for code in ["rolled_back", "E_SIG_INVALID", "no_space", "conflict", "os_unhealthy", "agent_parked"] {
-            assert!(is_failure(code), "{code}");
-        }
-        for code in [
-            "",
-            "trial",
-            "os_trial",
-            "os_waiting_window",
-            "agent_downloading",
-            "downloading",
-            "starting",
-            "offline",
-            "never_seen",
-            "awaiting_signature",
-        ] {
-            assert!(!is_failure(code), "{code}");
         }
     }
 }

@@ -95,10 +95,17 @@ pub(crate) struct Standing {
 impl Standing {
     /// Whether a person should look: something failed, rather than being under way.
     pub(crate) fn failed(&self) -> bool {
-        self.reason.as_ref().is_some_and(|r| {
-            r.code == "clone_suspected"
-                || !(PASSING.contains(&r.code.as_str()) || CLOUD.contains(&r.code.as_str()))
-        })
+        self.reason.as_ref().is_some_and(|r| is_failure(&r.code))
+    }
+}
+
+/// Whether a reason tells of something that went wrong, rather than of something under way or of what a person asked for.
+pub(crate) fn is_failure(code: &str) -> bool {
+    match code {
+        // The first is of the cloud, the second passes; both want a person meanwhile.
+        "clone_suspected" | "engine_absent" => true,
+        "os_cancelled" => false,
+        _ => !(PASSING.contains(&code) || CLOUD.contains(&code)),
     }
 }
 
@@ -272,12 +279,24 @@ mod tests {
     #[test]
     fn what_is_under_way_is_no_failure() {
         let failed = |code: &str| Standing { on_target: false, reason: Some(reason(code, "")) }.failed();
-        assert!(
-            failed("rolled_back")
-                && failed("E_SIG_MISSING")
-                && failed("incompatible")
-                && failed("clone_suspected")
-        );
-        assert!(!failed("offline") && !failed("downloading") && !failed("awaiting_signature"));
+        for code in [
+            "rolled_back",
+            "parked",
+            "E_SIG_MISSING",
+            "incompatible",
+            "clone_suspected",
+            "engine_absent",
+            "no_space",
+            "conflict",
+            "os_unhealthy",
+            "agent_parked",
+        ] {
+            assert!(failed(code), "{code}");
+        }
+        let under_way = ["os_cancelled", "never_seen"];
+        for code in PASSING.iter().chain(CLOUD).chain(&under_way) {
+            let wants_a_person = ["clone_suspected", "engine_absent"].contains(code);
+            assert_eq!(failed(code), wants_a_person, "{code}");
+        }
     }
 }
