@@ -141,6 +141,13 @@ pub fn short(id: &str) -> String {
     id.chars().take(12).collect()
 }
 
+/// Who signed a release, by role and the beginning of the key's id.
+#[must_use]
+pub fn signed_by(release: &Value) -> String {
+    let signed = release["signed_by"].as_array().into_iter().flatten();
+    signed.map(|s| format!("{} {}", text(s, "role"), short(&text(s, "keyid")))).collect::<Vec<_>>().join(", ")
+}
+
 /// Unix seconds (or a text that already is a time) as `2026-01-31T12:00:00Z`.
 #[must_use]
 pub fn when(value: &Value) -> String {

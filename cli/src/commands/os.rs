@@ -18,20 +18,17 @@ use crate::{
     context::{Context, Fleet},
     failure::{Failure, Result},
     http::{Api, seg},
-    output::{ago, bytes, pairs, short, table, text, when},
+    output::{ago, bytes, pairs, short, signed_by, table, text, when},
     upload::{self, Blob, Sent},
 };
 
 pub(super) async fn run(ctx: &Context, command: OsCommand) -> Result<()> {
-    // Bundles are made on this machine, by people who need not be signed in.
-    if let OsCommand::Bundle(command) = command {
-        return super::os_bundle::run(ctx, command);
-    }
-    let api = ctx.api()?;
     match command {
-        OsCommand::Bundle(_) => Ok(()),
-        OsCommand::Release(args) => Box::pin(release(ctx, &api, args)).await,
+        // Bundles are made on this machine, by people who need not be signed in.
+        OsCommand::Bundle(command) => super::os_bundle::run(ctx, command),
+        OsCommand::Release(args) => Box::pin(release(ctx, &ctx.api()?, args)).await,
         OsCommand::List { which, limit } => {
+            let api = ctx.api()?;
             let fleet = ctx.fleet(&api, Some(&which)).await?;
             let path = format!("/fleets/{}/host-releases", seg(&fleet.slug));
             let releases = api.some("list the operating systems", &path, "", limit).await?;
@@ -52,13 +49,15 @@ pub(super) async fn run(ctx: &Context, command: OsCommand) -> Result<()> {
             Ok(())
         }
         OsCommand::Show { which, release } => {
+            let api = ctx.api()?;
             let fleet = ctx.fleet(&api, Some(&which)).await?;
             let found = find(&api, &fleet, &release).await?;
             ctx.out.result(&found, || human(&found));
             Ok(())
         }
-        OsCommand::Deploy(args) => deploy(ctx, &api, args).await,
+        OsCommand::Deploy(args) => deploy(ctx, &ctx.api()?, args).await,
         OsCommand::Retry { which, release, place } => {
+            let api = ctx.api()?;
             let fleet = ctx.fleet(&api, Some(&which)).await?;
             let found = find(&api, &fleet, &release).await?;
             let what = format!("retry {release}");
@@ -74,6 +73,7 @@ pub(super) async fn run(ctx: &Context, command: OsCommand) -> Result<()> {
             Ok(())
         }
         OsCommand::Window { which, window } => {
+            let api = ctx.api()?;
             let fleet = ctx.fleet(&api, Some(&which)).await?;
             let what = format!("set the window of fleet {}", fleet.slug);
             let body = json!({ "reboot_window": window.0 });
@@ -103,9 +103,6 @@ fn made_for(release: &Value) -> String {
 }
 
 fn human(release: &Value) -> String {
-    let signed = release["signed_by"].as_array().into_iter().flatten();
-    let signed: Vec<String> =
-        signed.map(|s| format!("{} {}", text(s, "role"), short(&text(s, "keyid")))).collect();
     let mut out = pairs(&[
         ("release", text(release, "id")),
         ("kind", text(release, "line")),
@@ -118,7 +115,7 @@ fn human(release: &Value) -> String {
         ("data schema", text(release, "data_schema")),
         ("made", when(&release["created_at"])),
         ("size here", release["size"].as_u64().map(bytes).unwrap_or_default()),
-        ("signed by", signed.join(", ")),
+        ("signed by", signed_by(release)),
         ("fleet's target", text(release, "is_target")),
         ("given to", format!("{} device(s)", text(release, "devices_given"))),
         ("runs on", format!("{} device(s)", text(release, "devices_on"))),

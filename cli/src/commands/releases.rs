@@ -16,7 +16,7 @@ use crate::{
     failure::{Failure, Kind, Result},
     http::{Api, seg},
     inspect::{self, Signable},
-    output::{ago, bytes, pairs, short, table, text, when},
+    output::{ago, bytes, pairs, short, signed_by, table, text, when},
 };
 
 pub(super) async fn run(ctx: &Context, command: ReleaseCommand) -> Result<()> {
@@ -71,9 +71,6 @@ async fn patch(ctx: &Context, api: &Api, word: &str, verb: &str, body: &Value) -
 }
 
 fn human(release: &Value) -> String {
-    let signed = release["signed_by"].as_array().into_iter().flatten();
-    let signed: Vec<String> =
-        signed.map(|s| format!("{} {}", text(s, "role"), short(&text(s, "keyid")))).collect();
     let mut out = pairs(&[
         ("release", text(release, "id")),
         ("version", text(release, "version")),
@@ -83,7 +80,7 @@ fn human(release: &Value) -> String {
         ("commit", format!("{} {}", text(release, "commit"), text(release, "branch"))),
         ("made", when(&release["created_at"])),
         ("size", release["size"].as_u64().map(bytes).unwrap_or_default()),
-        ("signed by", signed.join(", ")),
+        ("signed by", signed_by(release)),
         ("devices on it", text(release, "devices_on")),
         ("note", text(release, "note")),
     ]);
