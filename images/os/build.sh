@@ -102,18 +102,23 @@ TRIAL_S=$((HEALTH_S + 60))
 T
 }
 
-# What distinguishes this version.
-version() {
-    echo "VERSION=$1" >>"$tree/lib/copal/settings"
-    printf 'ID=copal\nNAME="Copal development OS"\nVERSION_ID=%s\n' "$1" >"$tree/usr/lib/os-release"
+# What a slot says of itself: version $1, name $2, seconds of a trial $3, how to reboot $4, whether an engine belongs to it $5.
+identity() {
+    printf 'ID=copal\nNAME="%s"\nVERSION_ID=%s\n' "$2" "$1" >"$tree/usr/lib/os-release"
     ln -sf ../usr/lib/os-release "$tree/etc/os-release"
     cat >"$tree/etc/copal/os.json" <<T
 {"backend":"uboot","device_type":"$DEVICE_TYPE","version":"$1","floor":0,"data_schema":1,
  "disk":"/dev/nvme0n1",
  "slots":{"a":{"rootfs":"/dev/nvme0n1p2"},"b":{"rootfs":"/dev/nvme0n1p3"}},
  "state_offsets":[4194304,8388608],
- "trial_limit":3,"health_timeout_s":$HEALTH_S,"hooks":"/etc/copal/health.d","reboot":["reboot","-f"],"engine":false}
+ "trial_limit":3,"health_timeout_s":$3,"hooks":"/etc/copal/health.d","reboot":$4,"engine":$5}
 T
+}
+
+# What distinguishes this version.
+version() {
+    echo "VERSION=$1" >>"$tree/lib/copal/settings"
+    identity "$1" 'Copal development OS' "$HEALTH_S" '["reboot","-f"]' false
     # So that versions differ by more than their number: some MiB that no other version has.
     perl -e '$s = ($s * 31 + ord) % 2147483647 for split //, $ARGV[0]; srand($s); print pack("N*", map { int rand 4294967296 } 1 .. 1_500_000)' \
         "$1" >"$tree/usr/share/only-in-this-version"

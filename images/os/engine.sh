@@ -4,7 +4,7 @@
 # are tried here on a systemd that runs.
 #
 # Same partition table, boot script and device type as the small one; it needs 1 GiB of memory.
-# shellcheck shell=bash disable=SC2154 # out, tree, cache, DEVICE_TYPE: of build.sh
+# shellcheck shell=bash disable=SC2154 # out, tree, cache: of build.sh
 
 ENGINE_IMAGE_MIB=512
 # Emulated, the engine alone takes a minute to come up.
@@ -26,7 +26,7 @@ engine_image() {
     engine_packages
     engine_system
     engine_copal
-    engine_version "$2"
+    identity "$2" 'Copal development OS, with an engine' "$ENGINE_HEALTH_S" '["reboot"]' true
     file_system "$out/images/$1.ext4" "$ENGINE_IMAGE_MIB"
     say "image $1: version $2 ($(du -m "$out/images/$1.ext4" | cut -f1) MiB used)"
 }
@@ -154,18 +154,6 @@ engine_copal() {
     ln -s /data/os/copal.json "$tree/etc/copal/copal.json"
     engine_enable copal-agent.service copal-prepare.service run-copal-locks.mount var-lib-copal.mount copal-data.service \
         copal-provision.service copal-trial-guard.timer
-}
-
-engine_version() {
-    printf 'ID=copal\nNAME="Copal development OS, with an engine"\nVERSION_ID=%s\n' "$1" >"$tree/usr/lib/os-release"
-    ln -sf ../usr/lib/os-release "$tree/etc/os-release"
-    cat >"$tree/etc/copal/os.json" <<T
-{"backend":"uboot","device_type":"$DEVICE_TYPE","version":"$1","floor":0,"data_schema":1,
- "disk":"/dev/nvme0n1",
- "slots":{"a":{"rootfs":"/dev/nvme0n1p2"},"b":{"rootfs":"/dev/nvme0n1p3"}},
- "state_offsets":[4194304,8388608],
- "trial_limit":3,"health_timeout_s":$ENGINE_HEALTH_S,"hooks":"/etc/copal/health.d","reboot":["reboot"],"engine":true}
-T
 }
 
 # `systemctl enable`, of units in /etc/systemd/system.
