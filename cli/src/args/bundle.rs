@@ -70,7 +70,8 @@ pub struct BundleCreate {
     /// An older root image or bundle, which devices that run it will fetch little beside
     #[arg(long, value_name = "FILE")]
     pub base: Vec<PathBuf>,
-    /// The version of the data partition's schema
+    /// The newest format of the data partition that the image reads, as its os.json says; raised with a container engine
+    /// whose storage the one before cannot read
     #[arg(long, value_name = "N")]
     pub data_schema: Option<u64>,
     /// What every bundle says

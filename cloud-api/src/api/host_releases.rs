@@ -63,7 +63,7 @@ pub struct HostRelease {
     pub payloads: BTreeMap<String, Payload>,
     /// Bytes of its blobs here, each counted once.
     pub size: u64,
-    /// Version of the data partition's schema.
+    /// The newest format of the data partition that it reads.
     pub data_schema: Option<u64>,
     /// The lowest version that may update to this one.
     pub min_from: Option<String>,

@@ -20,7 +20,7 @@ pub(crate) fn advice(code: &str) -> Option<&'static str> {
             "Make room on the device (old images, logs), or build a smaller image; then `copal os retry`."
         }
         "os_incompatible" => {
-            "Deploy a release made for this device, or update over the version it names in between."
+            "Deploy a release made for this device and for the format of its data, or update over the version it names in between."
         }
         "os_corrupt" | "os_download" => {
             "It tries again by itself. If it stays so, upload the bundle again: `copal os release`."

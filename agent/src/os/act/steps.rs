@@ -187,18 +187,26 @@ impl Updater {
 
     pub(super) async fn suits(&self, wanted: &Wanted, slot: Slot) -> Result<(), Reason> {
         let release = self.deps.documents.release(wanted.key.release)?;
-        let have = self.deps.config.data_schema;
-        if let Some(reads) = release.data_schema
-            && reads < have
-        {
-            let message = format!(
-                "{} reads data of format {reads}, this device's is {have}: going back would lose it",
-                release.version
-            );
-            return Err(reason("os_incompatible", message));
-        }
+        self.reads_data(&release.version, release.data_schema)?;
         self.boot(|boot| boot.probe()).await.map_err(|Trouble(why)| why)?;
         self.deps.installer.check(&release, slot).await
+    }
+
+    /// Whether an image reads what the data partition holds, the container engine's storage among it: what runs reads it, so
+    /// what reads only older formats may not be put in its place.
+    pub(super) fn reads_data(&self, version: &semver::Version, reads: Option<u64>) -> Result<(), Reason> {
+        let have = self.deps.config.data_schema;
+        match reads.filter(|reads| *reads < have) {
+            None => Ok(()),
+            Some(reads) => {
+                let message = format!(
+                    "{version} reads a data partition (the container engine's storage among it) of format {reads}, this device's is \
+                     {have}, written by {}: it would not be read, or be lost; release an image that reads format {have}",
+                    self.deps.config.version
+                );
+                Err(reason("os_incompatible", message))
+            }
+        }
     }
 
     async fn install(&mut self, journal: &Journal) -> Result<(), Trouble> {

@@ -76,8 +76,9 @@ struct World {
     over: Mutex<Vec<Sha256Hex>>,
     /// Locks held.
     guards: Mutex<usize>,
-    /// Which trials were armed, by token.
+    /// Which trials were armed, by token; and since the last commit.
     armed: Mutex<BTreeMap<Sha256Hex, u32>>,
+    armed_now: Mutex<BTreeMap<Sha256Hex, u32>>,
     steps: Mutex<usize>,
     began: Instant,
     boots: Mutex<u64>,
@@ -85,6 +86,8 @@ struct World {
     life: Mutex<Life>,
     /// Releases whose services do not come up.
     sick: Mutex<std::collections::BTreeSet<Sha256Hex>>,
+    /// What images say of themselves, where that is not [`config`].
+    says: Mutex<BTreeMap<Sha256Hex, OsConfig>>,
     /// Releases whose kernel stops.
     panics: Mutex<std::collections::BTreeSet<Sha256Hex>>,
 }
@@ -147,12 +150,14 @@ impl World {
             over: Mutex::default(),
             guards: Mutex::default(),
             armed: Mutex::default(),
+            armed_now: Mutex::default(),
             steps: Mutex::new(0),
             began: now,
             boots: Mutex::new(1),
             booted_at: Mutex::new(now),
             life: Mutex::new(life),
             sick: Mutex::default(),
+            says: Mutex::default(),
             panics: Mutex::default(),
         })
     }
@@ -179,9 +184,13 @@ impl World {
     }
 
     fn release(&self, counter: u64, floor: u64) -> Arc<Verified<Release>> {
+        self.release_with(counter, |release| release.rollback_floor = floor)
+    }
+
+    fn release_with(&self, counter: u64, change: impl FnOnce(&mut Release)) -> Arc<Verified<Release>> {
         let keys = OwnerKeys::fixed();
         let mut release = keys.host_release(counter, b"image");
-        release.rollback_floor = floor;
+        change(&mut release);
         let envelope = sign(&release, &[&keys.host]);
         let platform: Platform = copal_protocol::testing::platform();
         let expected = ExpectedRelease::host(envelope.payload_sha256());
@@ -196,6 +205,10 @@ impl World {
 
     fn data(&self, what: usize) -> io::Result<()> {
         self.life.lock().unwrap().data[what].map_or(Ok(()), |kind| Err(kind.into()))
+    }
+
+    fn says(&self, image: Sha256Hex, change: impl FnOnce(&mut OsConfig)) {
+        change(self.says.lock().unwrap().entry(image).or_insert_with(config));
     }
 
     fn running(&self) -> Held {
@@ -257,7 +270,9 @@ impl Backend for Mortal {
             let held = self.0.held.lock().unwrap()[slot as usize].clone();
             assert!(matches!(held, Held::Whole(_)), "I4: armed {held:?}");
             fake.arm_trial(slot, token)?;
-            *self.0.armed.lock().unwrap().entry(*token).or_default() += 1;
+            for armed in [&self.0.armed, &self.0.armed_now] {
+                *armed.lock().unwrap().entry(*token).or_default() += 1;
+            }
             Ok(())
         })
     }
@@ -273,6 +288,10 @@ impl Backend for Mortal {
             assert!(again || (booted.trial && booted.slot == slot), "I5: committed {slot} from {booted:?}");
             assert!(again || took_over || !self.0.is_sick(), "I5: committed what is sick");
             self.0.life.lock().unwrap().judged();
+            if !again {
+                // What proved itself may be tried anew, as where the journal of it was lost.
+                self.0.armed_now.lock().unwrap().clear();
+            }
             fake.commit(slot)
         })
     }
@@ -479,6 +498,8 @@ fn config() -> OsConfig {
 struct Seen {
     status: OsStatus,
     end: End,
+    /// What a person was answered.
+    answer: Option<Result<String, Reason>>,
 }
 
 impl World {
@@ -509,7 +530,10 @@ impl World {
         let life = self.life.lock().unwrap().clone();
         let around = Arc::new(Around(self.clone()));
         let deps = Deps {
-            config: config(),
+            config: match self.running() {
+                Held::Whole(image) => self.says.lock().unwrap().get(&image).cloned().unwrap_or_else(config),
+                _ => config(),
+            },
             boot: Arc::new(Mortal(self.clone())),
             installer: around.clone(),
             documents: around.clone(),
@@ -545,13 +569,9 @@ impl World {
             () = self.ended.notified() => End::Off,
             () = tokio::time::sleep(most) => End::Steady,
         };
-        if let Some(mut said) = answer
-            && let Ok(Err(why)) = said.try_recv()
-        {
-            panic!("asked in vain: {}: {}", why.code, why.message);
-        }
+        let answer = answer.and_then(|mut said| said.try_recv().ok());
         let status = seen.borrow().clone();
-        Seen { status, end }
+        Seen { status, end, answer }
     }
 
     /// The device starts again.
@@ -581,7 +601,7 @@ impl World {
     }
 
     fn limits_hold(&self) {
-        let armed = self.armed.lock().unwrap();
+        let armed = self.armed_now.lock().unwrap();
         assert!(armed.values().all(|n| *n <= 3), "more trials than may be: {armed:?}");
     }
 }

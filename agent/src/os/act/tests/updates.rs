@@ -305,3 +305,24 @@ fn a_person_goes_back_and_the_target_is_not_put_there_again() {
         assert_eq!(world.running(), Held::Whole(newer.sha256()));
     });
 }
+
+#[test]
+fn what_a_newer_engine_wrote_is_not_given_to_a_release_that_does_not_read_it() {
+    in_time(async {
+        // The image that runs writes the engine's storage in format 2. A release that says nothing is not judged.
+        for (counter, schema, refused) in [(21, Some(1), true), (22, Some(2), false), (23, None, false)] {
+            let world = World::new();
+            world.says(Sha256Hex::of(FACTORY.as_bytes()), |c| c.data_schema = 2);
+            let release = world.release_with(counter, |r| r.data_schema = schema);
+            let status = world.settles(Some(world.target(wants(&release, 0), counter))).await;
+            assert_eq!(
+                code(&status).as_deref(),
+                refused.then_some("os_incompatible"),
+                "{counter}: {status:?}"
+            );
+            assert_eq!(world.running() == Held::Whole(release.sha256()), !refused);
+            let calls = world.boot.inner().calls.join(", ");
+            assert_eq!(calls == "mark_well", refused, "nothing is written before the refusal: {calls}");
+        }
+    });
+}
