@@ -15,6 +15,7 @@ use crate::{
         journal::Journal,
     },
     settings::Places,
+    state::tolerant,
 };
 
 /// Between two looks while an update is followed.
@@ -84,7 +85,8 @@ fn ask(places: &Places, request: &Request) -> anyhow::Result<Option<Answer>> {
 
 fn status(places: &Places) -> anyhow::Result<SlotsStatus> {
     match ask(places, &Request::Status)? {
-        Some(Answer::Done(text)) => Ok(serde_json::from_str(&text)?),
+        // The agent that runs may be newer than this program: it updates itself.
+        Some(Answer::Done(text)) => Ok(tolerant::from_slice(text.as_bytes())?),
         Some(Answer::Refused(why)) => bail!("{}: {}", why.code, why.message),
         None => without_agent(places),
     }

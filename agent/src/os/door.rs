@@ -23,7 +23,7 @@ use super::{
     journal::Key,
     machine::Wanted,
 };
-use crate::{apply::status::reason, clock::Clock, target::Store};
+use crate::{apply::status::reason, clock::Clock, state::tolerant, target::Store};
 
 /// Bytes of a request or an answer.
 const MOST: u64 = 1 << 20;
@@ -165,7 +165,7 @@ pub fn ask(run_dir: &Path, request: &Request) -> io::Result<Option<Answer>> {
     stream.write_all(&bytes)?;
     let mut line = String::new();
     BufReader::new(io::Read::take(stream, MOST)).read_line(&mut line)?;
-    Ok(Some(serde_json::from_str(&line).map_err(io::Error::other)?))
+    Ok(Some(tolerant::from_slice(line.as_bytes()).map_err(io::Error::other)?))
 }
 
 /// Names a release as people compare them.

@@ -9,6 +9,7 @@ use copal_protocol::{
 use serde::{Deserialize, Serialize};
 
 use super::build::{About, Heard};
+use crate::state::tolerant;
 
 /// The agent's status at a moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -122,7 +123,8 @@ pub(super) fn write(path: &Path, about: &About, heard: &Heard, now: u64) -> io::
 /// The system's, and a file that is no status.
 pub fn read(path: &Path) -> io::Result<Option<Status>> {
     match fs::read(path) {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        // The agent that wrote it may be newer than this program: it updates itself.
+        Ok(bytes) => Ok(Some(tolerant::from_slice(&bytes)?)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
     }

@@ -13,6 +13,7 @@ use super::{
     error::StateError,
     file::{self, Flaw},
     fs::Fs,
+    tolerant,
 };
 
 const COPIES: [&str; 2] = ["a", "b"];
@@ -144,13 +145,13 @@ impl StateDir {
         Ok(true)
     }
 
-    /// [`Self::load_bytes`] of JSON.
+    /// [`Self::load_bytes`] of JSON. Fields that a newer agent wrote and this one does not know are passed over.
     ///
     /// # Errors
     /// As there, and [`StateError::Content`] when the intact bytes are not a `T`.
     pub fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
         let Some(bytes) = self.load_bytes(name)? else { return Ok(None) };
-        serde_json::from_slice(&bytes)
+        tolerant::from_slice(&bytes)
             .map(Some)
             .map_err(|e| StateError::Content { path: self.dir.join(name), why: e.to_string() })
     }

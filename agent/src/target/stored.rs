@@ -101,7 +101,10 @@ impl AppRecord {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::state::{RealFs, StateDir};
 
     #[test]
     fn an_older_agent_keeps_its_floors_over_fields_that_a_newer_one_added() {
@@ -118,5 +121,32 @@ mod tests {
         let mut text = serde_json::to_value(&record).unwrap();
         text["later"] = 1.into();
         assert_eq!(serde_json::from_value::<HostRecord>(text).unwrap(), record);
+    }
+
+    #[test]
+    fn a_record_whose_reason_has_a_field_of_a_newer_agent_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path(), Arc::new(RealFs)).unwrap();
+        let why = crate::apply::status::reason("rolled_back", "web ended with 7");
+        let release = Sha256Hex::of(b"r");
+        let record = AppRecord { parked: Some((release, why)), ..AppRecord::default() };
+        let mut text = serde_json::to_value(&record).unwrap();
+        text["parked"][1]["later"] = serde_json::json!({"next": "look at its log"});
+        state.save("app-x", &text).unwrap();
+        assert_eq!(state.load::<AppRecord>("app-x").unwrap(), Some(record));
+
+        let accepted = Accepted {
+            assignment: "{}".to_owned(),
+            resolved: (1, 2),
+            assigned: BTreeSet::new(),
+            apps: BTreeMap::new(),
+            named_hosts: [HostPart::Os].into(),
+            hosts: [(HostPart::Os, HostTarget { sha256: release, retry: 3 })].into(),
+            reboot_window: None,
+        };
+        let mut text = serde_json::to_value(&accepted).unwrap();
+        text["hosts"]["os"]["later"] = 1.into();
+        state.save("target", &text).unwrap();
+        assert_eq!(state.load::<Accepted>("target").unwrap(), Some(accepted));
     }
 }
