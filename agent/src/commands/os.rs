@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::os::{
         Slot,
-        journal::{Content, Ended, Image, Key, Parked},
+        journal::{Attempt, Content, Ended, Image, Key, Parked},
     };
 
     #[test]
@@ -202,10 +202,13 @@ mod tests {
         let version = semver::Version::new(2, 0, 0);
         let key = Key { release: Sha256Hex::of(b"new"), retry: 0 };
         let why = crate::apply::status::reason("os_unhealthy", "service web was well before and is not");
-        let image =
-            Image { release: key.release, version: version.clone(), counter: 20, bad: true, gone: false };
+        let image = Image { bad: true, ..Attempt::new(key, version.clone(), 20, Slot::B).image() };
         let journal = Journal {
-            slots: [(Slot::B, Content::Release(image))].into(),
+            slots: [
+                (Slot::A, Content::Release(Image::of_factory(Slot::A, &config.version, 0, 1))),
+                (Slot::B, Content::Release(image)),
+            ]
+            .into(),
             last: Some(Ended { key: Some(key), version: Some(version), at: 0, reason: Some(why.clone()) }),
             parked: Some(Parked { key, reason: why }),
             ..Journal::default()

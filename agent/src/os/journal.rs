@@ -54,6 +54,32 @@ pub struct Image {
     /// It is bad, and its first bytes were taken away: nothing boots it any more.
     #[serde(default)]
     pub gone: bool,
+    /// No release names it: the factory's. `release` is then a name of this device's own, `counter` its own floor, which no
+    /// image is below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factory: Option<Factory>,
+}
+
+/// What an image that no release names says of itself, noted while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Factory {
+    /// The newest format of the data partition that it reads.
+    pub data_schema: u64,
+}
+
+impl Image {
+    /// The image of a slot that no release names, by its own `os.json`.
+    #[must_use]
+    pub fn of_factory(slot: Slot, version: &semver::Version, floor: u64, data_schema: u64) -> Self {
+        Self {
+            release: Sha256Hex::of(format!("factory image {version} in slot {slot}").as_bytes()),
+            version: version.clone(),
+            counter: floor,
+            bad: false,
+            gone: false,
+            factory: Some(Factory { data_schema }),
+        }
+    }
 }
 
 /// What names an attempt: the same release with another `retry` is another attempt.
@@ -87,6 +113,9 @@ pub struct Attempt {
     /// Nothing is to be written: the slot holds the release already, and a person asked to go back to it.
     #[serde(default)]
     pub back: bool,
+    /// Of going back: see [`Image::factory`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factory: Option<Factory>,
     /// The slot has its first bytes: it was tried before, and nothing is to be written for another trial.
     #[serde(default)]
     pub whole: bool,
@@ -264,6 +293,14 @@ impl Journal {
         }
     }
 
+    /// A release's name as others know it: that of an image which no release names means nothing elsewhere.
+    #[must_use]
+    pub fn known_elsewhere(&self, release: Sha256Hex) -> Option<Sha256Hex> {
+        let of_factory = |slot| self.image(slot).is_some_and(|i| i.factory.is_some() && i.release == release);
+        let tried = self.attempt.as_ref().is_some_and(|a| a.factory.is_some() && a.key.release == release);
+        (!tried && !Slot::BOTH.into_iter().any(of_factory)).then_some(release)
+    }
+
     /// The attempt that put what it holds into a slot.
     #[must_use]
     pub fn tried(&self, slot: Slot) -> Option<&Attempt> {
@@ -284,6 +321,7 @@ impl Attempt {
             by_hand: false,
             file: None,
             back: false,
+            factory: None,
             whole: false,
             failures: 0,
             faults: 0,
@@ -320,6 +358,7 @@ impl Attempt {
             counter: self.counter,
             bad: false,
             gone: false,
+            factory: self.factory,
         }
     }
 

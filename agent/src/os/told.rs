@@ -9,7 +9,7 @@ use super::{
     OsConfig, Slot,
     boot::Booted,
     door::short,
-    journal::{Content, Journal, Stage},
+    journal::{Content, Image, Journal, Stage},
 };
 
 /// What `copal-agent os status` shows.
@@ -113,14 +113,21 @@ fn content(journal: &Journal, slot: Slot) -> String {
             Stage::Ready => "is whole and waits for its trial",
             Stage::Armed => "is tried",
         };
-        return format!("{} ({}) {how}", a.version, short(a.key.release));
+        return format!("{} {how}", named(&a.image()));
     }
     match journal.slots.get(&slot) {
         None => "content not known (the factory's, or none)".to_owned(),
         Some(Content::Empty) => "empty".to_owned(),
         Some(Content::Release(image)) => {
             let bad = if image.bad { ", was tried and undone" } else { "" };
-            format!("{} ({}){bad}", image.version, short(image.release))
+            format!("{}{bad}", named(image))
         }
+    }
+}
+
+fn named(image: &Image) -> String {
+    match image.factory {
+        Some(_) => format!("the factory's image {}", image.version),
+        None => format!("{} ({})", image.version, short(image.release)),
     }
 }

@@ -6,7 +6,7 @@ use super::{Ask, Trouble, Updater, aim};
 use crate::{
     apply::status::reason,
     os::{
-        journal::{Attempt, Journal, Key, Parked, Stage},
+        journal::{Attempt, Content, Journal, Key, Parked, Stage},
         machine::Aim,
         told::SlotsStatus,
     },
@@ -47,18 +47,51 @@ impl Updater {
                 (attempt, journal.parked.clone())
             }
             Ask::Status | Ask::Rollback => {
-                let Some(image) =
-                    journal.image(slot).filter(|i| !i.bad && journal.attempt.is_none()).cloned()
-                else {
-                    return refused("the other slot holds no release that is known to be whole");
+                if journal.attempt.is_some() {
+                    return refused("an update is under way; wait until it ended (copal-agent os status)");
+                }
+                let image = match journal.slots.get(&slot) {
+                    Some(Content::Release(image)) if !image.bad => image.clone(),
+                    Some(Content::Release(image)) => {
+                        return refused(&format!("{} in slot {slot} was tried and undone", image.version));
+                    }
+                    Some(Content::Empty) => return refused(&format!("slot {slot} is empty")),
+                    None => {
+                        return refused(&format!(
+                            "what slot {slot} holds is not known here: install a bundle instead (copal-agent os install)"
+                        ));
+                    }
                 };
                 let floor = self.deps.documents.floor();
                 if image.counter < floor {
-                    let message =
-                        format!("{} (counter {}) is below the floor {floor}", image.version, image.counter);
+                    let message = match image.factory {
+                        Some(_) => format!(
+                            "nothing below counter {floor} may run here any more, and the factory's image {} vouches only for {}",
+                            image.version, image.counter
+                        ),
+                        None => {
+                            format!(
+                                "{} (counter {}) is below the floor {floor}",
+                                image.version, image.counter
+                            )
+                        }
+                    };
                     return Err(reason("os_rolled_back", message));
                 }
-                self.deps.documents.release(image.release)?;
+                let reads = match image.factory {
+                    Some(factory) => Some(factory.data_schema),
+                    None => self.deps.documents.release(image.release)?.data_schema,
+                };
+                self.reads_data(&image.version, reads)?;
+                let whole =
+                    self.boot(move |boot| boot.is_bootable(slot)).await.map_err(|Trouble(why)| why)?;
+                if !whole {
+                    let message = format!(
+                        "{} in slot {slot} cannot boot: its first bytes are not there",
+                        image.version
+                    );
+                    return Err(reason("os_slot_invalid", message));
+                }
                 let why = reason(
                     "os_rolled_back",
                     format!("a person at the device went back to {}", image.version),
@@ -71,6 +104,7 @@ impl Updater {
                 let key = Key { release: image.release, retry: self.deps.device.now() };
                 let mut attempt = Attempt::new(key, image.version, image.counter, slot);
                 attempt.back = true;
+                attempt.factory = image.factory;
                 attempt.stage = Stage::Ready;
                 (attempt, parked)
             }
@@ -78,7 +112,9 @@ impl Updater {
         if journal.attempt.is_some() {
             self.stop_work().await;
         }
-        let said = format!("{} is put into slot {slot} and tried", attempt.version);
+        let how = if attempt.back { "in" } else { "is put into" };
+        let also = if attempt.back { "is" } else { "and" };
+        let said = format!("{} {how} slot {slot} {also} tried", attempt.version);
         let attempt = Attempt { by_hand: true, ..attempt };
         let mut next = Journal { parked, ..journal };
         if !attempt.back {

@@ -73,6 +73,8 @@ impl Updater {
             uptime_s,
             booted,
             version: self.deps.config.version.clone(),
+            own_floor: self.deps.config.floor,
+            data_schema: self.deps.config.data_schema,
             trial_limit: self.deps.config.trial_limit,
             one_shot: self.deps.config.backend == BackendKind::Tryboot,
             floor: self.deps.documents.floor(),

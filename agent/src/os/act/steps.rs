@@ -80,7 +80,7 @@ impl Updater {
                         }
                     }
                 }
-                if let Some(attempt) = &journal.attempt {
+                if let Some(attempt) = journal.attempt.as_ref().filter(|a| a.factory.is_none()) {
                     self.deps.documents.commit(attempt.key.release)?;
                 }
                 self.keep(next)?;
@@ -149,7 +149,7 @@ impl Updater {
                 }
             }
             // What stands before the word that the system works must not wait for the disk.
-            Step::Forget | Step::Unarm => self.remember(next),
+            Step::Forget | Step::Unarm | Step::Know(_) => self.remember(next),
             Step::GiveUp(why) => {
                 tracing::warn!(code = why.code, message = why.message, "the release keeps the cloud away");
                 self.keep(next)?;
@@ -257,11 +257,20 @@ impl Updater {
     async fn arm(&mut self, facts: &Facts, journal: &Journal, next: Journal) -> Result<(), Trouble> {
         let Some(attempt) = next.attempt.clone() else { return Ok(()) };
         let (slot, token) = (attempt.slot, attempt.token());
-        let release = self.deps.documents.release(attempt.key.release)?;
-        self.deps.documents.begin(attempt.key.release)?;
+        // The factory's image has no document; its floor was looked at when it was asked for, and is at each decision.
+        let release = match attempt.factory {
+            Some(_) => None,
+            None => Some(self.deps.documents.release(attempt.key.release)?),
+        };
+        if release.is_some() {
+            self.deps.documents.begin(attempt.key.release)?;
+        }
         self.keep(next)?;
         let there = attempt.back || attempt.whole;
-        let finished = if there { Ok(()) } else { self.deps.installer.finish(&release, slot).await };
+        let finished = match release.filter(|_| !there) {
+            Some(release) => self.deps.installer.finish(&release, slot).await,
+            None => Ok(()),
+        };
         let armed = match finished {
             Err(failure) => Err(failure.reason),
             Ok(()) => self.boot(move |boot| boot.arm_trial(slot, &token)).await.map_err(|Trouble(why)| why),

@@ -116,6 +116,11 @@ pub fn after(step: &Step, facts: &Facts, journal: &Journal, now: u64) -> Journal
             }
         }
         Step::Park(parked) => next.parked = Some(parked.clone()),
+        Step::Know(image) => {
+            if let Ok(booted) = &facts.booted {
+                next.slots.insert(booted.slot, Content::Release(image.clone()));
+            }
+        }
         Step::Doubt(slot) => {
             next.slots.remove(slot);
         }
@@ -136,6 +141,7 @@ pub fn after(step: &Step, facts: &Facts, journal: &Journal, now: u64) -> Journal
                     counter: w.counter,
                     bad: false,
                     gone: false,
+                    factory: None,
                 };
                 next.slots.insert(booted.slot, Content::Release(image));
                 next.compared = None;

@@ -2,7 +2,7 @@
 
 use super::{
     Facts, Step,
-    toward::{retire, toward},
+    toward::{retire, toward, unnamed},
     trial::{after_arming, in_trial},
 };
 use crate::{
@@ -47,7 +47,7 @@ pub fn decide(facts: &Facts, journal: &Journal) -> Step {
         return Step::MarkWell;
     }
     if journal.attempt.is_none()
-        && let Some(step) = retire(facts, journal, booted)
+        && let Some(step) = unnamed(facts, journal, booted).or_else(|| retire(facts, journal, booted))
     {
         return step;
     }

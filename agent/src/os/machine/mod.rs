@@ -26,7 +26,7 @@ use crate::{
     os::{
         Slot,
         boot::Booted,
-        journal::{Attempt, Before, Key, Parked, Verdict},
+        journal::{Attempt, Before, Image, Key, Parked, Verdict},
     },
 };
 
@@ -46,6 +46,10 @@ pub struct Facts {
     pub booted: Result<Booted, Reason>,
     /// The running image's own version.
     pub version: semver::Version,
+    /// The floor that it says itself.
+    pub own_floor: u64,
+    /// The newest format of the data partition that it reads.
+    pub data_schema: u64,
     /// The most trials of one release.
     pub trial_limit: u32,
     /// A trial is one boot, whatever ends it: nobody counts boots but this agent.
@@ -195,6 +199,8 @@ pub enum Step {
     MarkWell,
     /// The bootloader gave up on the slot that held this: do not put it there again.
     Park(Parked),
+    /// The image that runs is named by no release: remember what it says of itself, so that a person may go back to it.
+    Know(Image),
     /// What is known of a slot is about to change: it is unknown.
     Doubt(Slot),
     /// A slot that must not boot any more is made so.

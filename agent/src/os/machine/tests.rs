@@ -28,6 +28,7 @@ fn image(name: &str, counter: u64) -> Content {
         counter,
         bad: false,
         gone: false,
+        factory: None,
     })
 }
 
@@ -52,6 +53,8 @@ fn facts() -> Facts {
             fell_why: None,
         }),
         version: semver::Version::new(1, 0, 0),
+        own_floor: 0,
+        data_schema: 1,
         trial_limit: 3,
         one_shot: false,
         floor: 0,
@@ -113,6 +116,7 @@ fn said(step: &Step) -> String {
         Step::Conclude(c) => format!("conclude, {:?}, {}", c.then, short(&c.reason)),
         Step::Begin(a) => format!("begin in slot {}", a.slot),
         Step::Failed(f) => format!("failed, {}", short(&f.reason)),
+        Step::Know(i) => format!("know {} with floor {}", i.version, i.counter),
         Step::Park(p) => format!("park, {}", short(&p.reason)),
         Step::Keep(why) => format!("keep, {}", short(why)),
         other => format!("{other:?}"),
@@ -121,6 +125,16 @@ fn said(step: &Step) -> String {
 
 fn bad(gone: bool) -> Content {
     Content::Release(Image { bad: true, gone, ..attempt(Stage::Ready).image() })
+}
+
+/// Slot a runs the factory's image.
+fn from_factory(facts: &mut Facts, journal: &mut Journal) {
+    let image = Image::of_factory(Slot::A, &facts.version, facts.own_floor, facts.data_schema);
+    journal.slots = [(Slot::A, Content::Release(image))].into();
+}
+
+fn going_back(_: &mut Facts, journal: &mut Journal) {
+    journal.attempt = Some(Attempt { by_hand: true, back: true, ..attempt(Stage::Ready) });
 }
 
 fn unread() -> Option<Reason> {
@@ -151,20 +165,38 @@ const TABLE: &[Line] = &[
         f.floor = 10;
         j.slots.remove(&Slot::B);
     }),
-    ("the factory's image, of another version", |_, j| j.slots.clear()),
+    ("the factory's image, not known yet", |_, j| j.slots.clear()),
+    ("the factory's image, written anew by hand", |f, j| {
+        from_factory(f, j);
+        f.own_floor = 3;
+    }),
+    ("the factory's image, of another version", from_factory),
     ("the factory's image, of the target's version", |f, j| {
-        j.slots.clear();
         f.version = semver::Version::new(2, 0, 0);
+        from_factory(f, j);
     }),
     ("it is the target", |f, j| {
-        j.slots.clear();
         f.version = semver::Version::new(2, 0, 0);
+        from_factory(f, j);
         f.same = Some(true);
     }),
     ("it is not", |f, j| {
-        j.slots.clear();
         f.version = semver::Version::new(2, 0, 0);
+        from_factory(f, j);
         f.same = Some(false);
+    }),
+    ("the factory's image in the other slot is not below the floor", |f, j| {
+        f.floor = 10;
+        j.slots.insert(Slot::B, Content::Release(Image::of_factory(Slot::B, &f.version, 10, 1)));
+    }),
+    ("and now it is", |f, j| {
+        f.floor = 11;
+        j.slots.insert(Slot::B, Content::Release(Image::of_factory(Slot::B, &f.version, 10, 1)));
+    }),
+    ("a person goes back", going_back),
+    ("and the floor rose meanwhile", |f, j| {
+        going_back(f, j);
+        f.floor = 21;
     }),
     ("begun", |_, j| j.attempt = Some(attempt(Stage::Installing))),
     ("at work", |f, j| {

@@ -5,8 +5,19 @@ use copal_protocol::documents::Reason;
 use super::{Aim, Facts, Gate, Step, Work, hold, named, of, with};
 use crate::os::{
     boot::Booted,
-    journal::{Attempt, Content, Journal, Stage},
+    journal::{Attempt, Content, Image, Journal, Stage},
 };
+
+/// What runs and is named by no release is remembered while it can say what it is: once the other slot runs nobody can
+/// ask it.
+pub(super) fn unnamed(facts: &Facts, journal: &Journal, booted: &Booted) -> Option<Step> {
+    let found = journal.image(booted.slot);
+    if found.is_some_and(|image| image.factory.is_none()) {
+        return None;
+    }
+    let seen = Image::of_factory(booted.slot, &facts.version, facts.own_floor, facts.data_schema);
+    (found != Some(&seen)).then_some(Step::Know(seen))
+}
 
 /// A slot that must not boot any more. The bootloader may start any slot that is valid when its state is lost.
 pub(super) fn retire(facts: &Facts, journal: &Journal, booted: &Booted) -> Option<Step> {
@@ -24,7 +35,9 @@ pub(super) fn retire(facts: &Facts, journal: &Journal, booted: &Booted) -> Optio
 pub(super) fn toward(facts: &Facts, journal: &Journal, booted: &Booted) -> Step {
     let attempt = journal.attempt.as_ref();
     if let Some(attempt) = attempt.filter(|a| a.by_hand) {
-        return go_on(facts, attempt);
+        // The floor rose while it waited.
+        let fell = attempt.back && attempt.counter < facts.floor;
+        return if fell { Step::Cancel } else { go_on(facts, attempt) };
     }
     let wanted = match &facts.aim {
         Aim::Unknown => {
@@ -42,7 +55,10 @@ pub(super) fn toward(facts: &Facts, journal: &Journal, booted: &Booted) -> Step 
             return if attempt.is_some() { Step::Cancel } else { Step::Rest };
         }
         // The factory's image, perhaps. Only one of the same version can be the same.
-        None if wanted.version == facts.version && journal.compared != Some(wanted.key.release) => {
+        held if held.is_none_or(|image| image.factory.is_some())
+            && wanted.version == facts.version
+            && journal.compared != Some(wanted.key.release) =>
+        {
             return match facts.same {
                 None => Step::Compare,
                 Some(true) => Step::Adopt,

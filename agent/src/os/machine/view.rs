@@ -23,14 +23,18 @@ pub fn view(backend: &str, facts: &Facts, journal: &Journal, shown: Option<Reaso
         .map(|slot| (slot.to_string(), slot_view(slot, facts, journal, booted)))
         .collect();
     let here = booted.and_then(|b| journal_image(journal, b.slot));
+    let shown = shown.map(|why| Reason {
+        release: why.release.and_then(|release| journal.known_elsewhere(release)),
+        ..why
+    });
     HostReport {
         backend: backend.to_owned(),
         slots,
-        release: here.map(|(release, _)| release),
+        release: here.and_then(|(release, _)| journal.known_elsewhere(release)),
         version: facts.version.to_string(),
         progress: progress(facts, journal, shown.as_ref()),
         reason: shown,
-        failed: journal.parked.as_ref().map(|p| p.key.release),
+        failed: journal.parked.as_ref().and_then(|p| journal.known_elsewhere(p.key.release)),
     }
 }
 
@@ -65,7 +69,8 @@ fn slot_view(slot: Slot, facts: &Facts, journal: &Journal, booted: Option<&Boote
         Some((_, version)) => version.to_string(),
         None => String::new(),
     };
-    SlotReport { state, booted: is_booted, release: image.map(|(release, _)| release), version }
+    let release = image.and_then(|(release, _)| journal.known_elsewhere(release));
+    SlotReport { state, booted: is_booted, release, version }
 }
 
 fn progress(facts: &Facts, journal: &Journal, shown: Option<&Reason>) -> Option<Progress> {

@@ -2,6 +2,7 @@
 //! goes off at any step.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::result_large_err, reason = "tests")]
 
+mod back;
 mod chance;
 mod troubles;
 mod updates;
