@@ -72,6 +72,8 @@ stage_os() {
     check 'set-up: os' tests/setup.sh "os${COPAL_OS_FULL:+engine}"
     check 'build' cargo build --quiet --locked --workspace
     check 'operating system image' images/os/build.sh
+    # Its agent is this machine's own build.
+    [ "$(uname -m)" != x86_64 ] || check 'operating system image, GRUB' images/os/build.sh grub
     # One machine at a time: each emulates a processor. The long half runs with COPAL_OS_FULL=1 (`make test-os`).
     tests 'operating system updates' cargo test --quiet --locked --no-fail-fast -p copal-os-tests -- \
         --test-threads=1 ${COPAL_OS_FULL:+--include-ignored}

@@ -10,8 +10,9 @@
 #   bench    docker-compose, the peer of the update numbers
 #   osbench  mmdebstrap and the peers of an OS update's numbers
 #   arm64    emulation of arm64 programs (qemu-user-static, binfmt-support) and the arm64 busybox
-#   os       the QEMU machine of tests/os: emulator, U-Boot, disk tools, a compiler for static arm64 programs, and the
-#            arm64 packages its image is made of, in target/os/cache
+#   os       the QEMU machines of tests/os: emulators, U-Boot, disk tools, a compiler for static arm64 programs, and the
+#            arm64 packages the image is made of, in target/os/cache; on x86-64 UEFI and GRUB, too, and in target/os/grub/cache
+#            the packages of that machine's image
 #   osengine arm64 and os, and a Debian for arm64 with systemd and a container engine, in target/os/engine
 #
 # A tool that is missing and cannot be installed is an error, with what to do about it.
@@ -155,7 +156,11 @@ arm64() {
 os() {
     install_packages qemu-system-arm u-boot-qemu u-boot-tools mtools fdisk e2fsprogs kmod zstd
     os_compiler
-    os_packages
+    os_packages arm64 target/os/cache
+    [ "$(uname -m)" = x86_64 ] || return 0
+    # These bring GRUB's parts and tools; nothing of them is installed into a boot sector.
+    install_packages qemu-system-x86 ovmf grub-efi-amd64-bin grub-common binutils
+    os_packages amd64 target/os/grub/cache
 }
 
 # What makes a static arm64 program here: this machine itself, rustup's target, or the distribution's own toolchain.
@@ -174,15 +179,16 @@ os_compiler() {
     install_packages rustc-web cargo-web libstd-rust-web-dev:arm64
 }
 
-# Unpacked packages of the image: the kernel, busybox, and what makes and mends the data file system.
+# Unpacked packages of the image for the architecture $1, in the folder $2: the kernel, busybox, and what makes and mends
+# the data file system.
 os_packages() {
-    local cache private apt package image codename file
-    cache=$(cd "$(dirname "$0")/.." && pwd)/target/os/cache
+    local arch=$1 cache private apt package image codename file
+    cache=$(cd "$(dirname "$0")/.." && pwd)/$2
     [ ! -e "$cache/complete" ] || return 0
     rm -rf "$cache"
     mkdir -p "$cache/debs"
     # Lists and state of their own: nothing of this machine's apt changes, and no root is needed. Of the sources only
-    # the distribution's: others have no arm64, or are slow to say so.
+    # the distribution's: others do not have every architecture, or are slow to say so.
     private=$(mktemp -d)
     mkdir -p "$private/lists/partial" "$private/archives/partial" "$private/sources"
     : >"$private/status"
@@ -192,21 +198,21 @@ os_packages() {
     done
     apt=(-o Dir::Etc::SourceList=/dev/null -o "Dir::Etc::SourceParts=$private/sources"
         -o "Dir::State::Lists=$private/lists" -o "Dir::State::status=$private/status" -o "Dir::Cache=$private"
-        -o APT::Architecture=arm64 -o APT::Architectures::=arm64 -o Acquire::Languages=none
+        -o APT::Architecture=$arch -o APT::Architectures::=$arch -o Acquire::Languages=none
         -o Debug::NoLocking=true -o APT::Sandbox::User= -o Acquire::Retries=3)
-    say "fetching the arm64 packages of the test machine's image"
+    say "fetching the $arch packages of the test machine's image"
     apt-get "${apt[@]}" update -qq >/dev/null 2>"$private/errors" || true
-    image=$(apt-cache "${apt[@]}" depends linux-image-cloud-arm64 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    image=$(apt-cache "${apt[@]}" depends "linux-image-cloud-$arch" 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
     [ -n "$image" ] || {
         cat "$private/errors" >&2
-        die "apt's sources offer no linux-image-cloud-arm64" \
+        die "apt's sources offer no linux-image-cloud-$arch" \
             "they must be Debian's (12 or later) and reachable; then run this again"
     }
     for package in "$image" busybox-static e2fsprogs libext2fs2 libcom-err2 libblkid1 libuuid1 libss2 libc6; do
         # Some libraries are part of another package in later releases.
         apt-cache "${apt[@]}" show "$package" >/dev/null 2>&1 || continue
         (cd "$cache/debs" && apt-get "${apt[@]}" download -qq "$package" >/dev/null) ||
-            die "apt-get could not fetch $package for arm64" "look at its messages above, then run this again"
+            die "apt-get could not fetch $package for $arch" "look at its messages above, then run this again"
     done
     for package in "$cache"/debs/*.deb; do dpkg-deb -x "$package" "$cache/unpacked"; done
     rm -rf "$private"

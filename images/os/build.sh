@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Builds the development OS: a disk for `qemu-system-aarch64 -M virt`, and images to update it with.
+# Builds the development OS: a disk for `qemu-system-aarch64 -M virt` (U-Boot), or for `qemu-system-x86_64 -M q35` (GRUB), and
+# images to update it with.
 #
 #   images/os/build.sh                          agent, disk, flash, factory image
 #   images/os/build.sh image NAME VERSION [FAULT…]   one more slot image, target/os/images/NAME.ext4
 #   images/os/build.sh agent|disk               one of the parts
 #   images/os/build.sh engine [image NAME VERSION]   the disk with systemd and a container engine, or an image for it
+#   images/os/build.sh grub [any of the above but engine]   the same for x86-64 with GRUB, in target/os/grub
 #
-# FAULT: panic silent unhealthy nokernel noinit nonet hang - what is wrong with it (see fault() below).
+# FAULT: panic silent unhealthy nokernel gonekernel noinit nonet hang - what is wrong with it (see fault() below).
 # Everything is made of what `tests/setup.sh os` fetched, without root, loop devices or network, and the same inputs
 # give the same bytes: identifiers, seeds and times are fixed, so two versions share every block they have in common.
 set -euo pipefail
@@ -18,7 +20,17 @@ tree=$out/tree
 # Of a slot image; the slot may be larger.
 IMAGE_MIB=96
 EPOCH=1700000000
+# The machine: its partition table, device type, libraries, kernel, and how the agent finds the boot state. grub.sh has others.
+TABLE=uboot
 DEVICE_TYPE=qemu-arm64
+TRIPLE=aarch64-linux-gnu
+LOADER=lib/ld-linux-aarch64.so.1
+KERNEL=Image
+DISK=/dev/nvme0n1
+BOOT_STATE='"backend":"uboot","disk":"/dev/nvme0n1","state_offsets":[4194304,8388608]'
+STATE_OFFSETS='4194304 8388608'
+STATE_FILES=
+BOOT_MOUNT=ro
 FACTORY=1.0.0
 # Seconds an image's agent has in a trial; the guard of the image itself waits longer.
 HEALTH_S=${COPAL_OS_HEALTH_S:-60}
@@ -28,13 +40,17 @@ die() {
     printf 'os: %s\n' "$@" >&2
     exit 1
 }
-[ -e "$out/cache/complete" ] || die "the packages are missing in target/os/cache" "run: tests/setup.sh os"
 
-# Column $2 (start or size, MiB) of the partition named $1.
+# Column $2 (number, start or size; MiB) of the partition named $1.
 partition() {
-    images/os/layout/table.sh rows uboot | awk -v name="$1" -v column="$([ "$2" = start ] && echo 3 || echo 4)" \
-        '$2 == name { print $column; found = 1 } END { exit !found }' || die "the table uboot has no partition $1"
+    local column=4
+    case "$2" in number) column=1 ;; start) column=3 ;; esac
+    images/os/layout/table.sh rows $TABLE | awk -v name="$1" -v column="$column" \
+        '$2 == name { print $column; found = 1 } END { exit !found }' || die "the table $TABLE has no partition $1"
 }
+
+# The partition named $1, as the machine calls it.
+device() { echo "${DISK}p$(partition "$1" number)"; }
 
 # The agent, static, for arm64. Whichever compiler this machine has; see tests/setup.sh.
 agent() {
@@ -56,11 +72,14 @@ agent() {
     say "agent: $(stat -c %s "$out/agent") bytes"
 }
 
+# What the agent is linked with: nothing.
+agent_libraries() { :; }
+
 # What every image has in common.
 common() {
-    local libs=$cache/lib/aarch64-linux-gnu kernel version name module
+    local libs=$cache/lib/$TRIPLE kernel version name module
     rm -rf "$tree"
-    mkdir -p "$tree"/{bin,dev,proc,sys,tmp,run,var,data,boot/firmware,lib/modules,lib/aarch64-linux-gnu,etc/copal/health.d,usr/lib,usr/share}
+    mkdir -p "$tree"/{bin,dev,proc,sys,tmp,run,var,data,boot/firmware,lib/modules,lib/$TRIPLE,etc/copal/health.d,usr/lib,usr/share}
     ln -s bin "$tree/sbin"
     cp -a images/os/root/. "$tree/"
     cp "$cache/bin/busybox" "$tree/bin/busybox"
@@ -74,14 +93,16 @@ common() {
     # The file system tools are the distribution's, with their libraries.
     cp "$cache"/sbin/{mke2fs,e2fsck} "$tree/bin/"
     cp "$cache/etc/mke2fs.conf" "$tree/etc/"
-    cp -L "$cache"/lib/ld-linux-aarch64.so.1 "$tree/lib/"
-    cp -L "$libs"/lib{c,com_err,e2p,ext2fs}.so.[0-9] "$tree/lib/aarch64-linux-gnu/"
+    mkdir -p "$tree/${LOADER%/*}"
+    cp -L "$libs/${LOADER##*/}" "$tree/$LOADER"
+    cp -L "$libs"/lib{c,com_err,e2p,ext2fs}.so.[0-9] "$tree/lib/$TRIPLE/"
     for name in blkid uuid; do
-        cp -L "$(find "$cache" -name "lib$name.so.1" | head -n 1)" "$tree/lib/aarch64-linux-gnu/"
+        cp -L "$(find "$cache" -name "lib$name.so.1" | head -n 1)" "$tree/lib/$TRIPLE/"
     done
+    agent_libraries
     kernel=$(echo "$cache"/boot/vmlinuz-*)
     version=${kernel##*/vmlinuz-}
-    cp "$kernel" "$tree/boot/Image"
+    cp "$kernel" "$tree/boot/$KERNEL"
     depmod -b "$cache" "$version" 2>/dev/null || true
     for module in virtio_pci virtio_net virtio_console vfat nls_ascii nls_cp437 softdog; do
         modprobe -d "$cache" -S "$version" --show-depends "$module" 2>/dev/null | awk '/^insmod/ { print $2 }'
@@ -91,13 +112,15 @@ common() {
     done
     [ -s "$tree/lib/modules/order" ] || die "no kernel modules were found in $cache/lib/modules/$version"
     cat >"$tree/lib/copal/settings" <<T
-DISK=/dev/nvme0n1
-BOOT=/dev/nvme0n1p1
-SLOT_A=/dev/nvme0n1p2
-SLOT_B=/dev/nvme0n1p3
-DATA=/dev/nvme0n1p4
+DISK=$DISK
+BOOT=$(device boot)
+BOOT_MOUNT=$BOOT_MOUNT
+SLOT_A=$(device root-a)
+SLOT_B=$(device root-b)
+DATA=$(device data)
 MARK_BLOCK=3072
-STATE_OFFSETS="4194304 8388608"
+STATE_OFFSETS="$STATE_OFFSETS"
+STATE_FILES="$STATE_FILES"
 TRIAL_S=$((HEALTH_S + 60))
 T
 }
@@ -107,10 +130,9 @@ identity() {
     printf 'ID=copal\nNAME="%s"\nVERSION_ID=%s\n' "$2" "$1" >"$tree/usr/lib/os-release"
     ln -sf ../usr/lib/os-release "$tree/etc/os-release"
     cat >"$tree/etc/copal/os.json" <<T
-{"backend":"uboot","device_type":"$DEVICE_TYPE","version":"$1","floor":0,"data_schema":1,
- "disk":"/dev/nvme0n1",
- "slots":{"a":{"rootfs":"/dev/nvme0n1p2"},"b":{"rootfs":"/dev/nvme0n1p3"}},
- "state_offsets":[4194304,8388608],
+{$BOOT_STATE,
+ "device_type":"$DEVICE_TYPE","version":"$1","floor":0,"data_schema":1,
+ "slots":{"a":{"rootfs":"$(device root-a)"},"b":{"rootfs":"$(device root-b)"}},
  "trial_limit":3,"health_timeout_s":$3,"hooks":"/etc/copal/health.d","reboot":$4,"engine":$5}
 T
 }
@@ -135,7 +157,8 @@ fault() {
         printf '#!/bin/sh\necho "the heater does not heat"\nexit 1\n' >"$tree/etc/copal/health.d/50-heater"
         chmod +x "$tree/etc/copal/health.d/50-heater"
         ;;
-    nokernel) head -c 200000 /dev/zero >"$tree/boot/Image" ;;
+    nokernel) head -c 200000 /dev/zero >"$tree/boot/$KERNEL" ;;
+    gonekernel) rm "$tree/boot/$KERNEL" ;;
     noinit) rm "$tree/bin/init" "$tree/bin/sh" ;;
     *) die "no such fault: $1" ;;
     esac
@@ -182,29 +205,52 @@ flash() {
     truncate -s 64M "$out/flash0.img" "$out/flash1.img"
 }
 
+# What the boot partition $1 (as mtools takes it) holds.
+boot_files() {
+    mkimage -A arm64 -T script -C none -n "Copal" -d images/os/boot/boot.cmd "$out/boot.scr" >/dev/null
+    TZ=UTC mcopy -m -i "$1" "$out/boot.scr" ::
+}
+
+# The factory's boot state: slot a, committed, never booted.
+first_state() {
+    printf '%s\n' copal_gen=1 copal_slot=a copal_trial=0 copal_tries=0 copal_limit=3 copal_arms=0 copal_for=- \
+        copal_canary=0 copal_echo=0 copal_fell=-
+}
+
+# The same where the bootloader of this machine has it, on the disk $1.
+boot_state() {
+    local state offset
+    state=$(mktemp)
+    first_state | mkenvimage -p 0 -s 4096 -o "$state" -
+    for offset in $STATE_OFFSETS; do dd if="$state" of="$1" bs=4096 seek=$((offset / 4096)) conv=notrunc status=none; done
+    rm -f "$state"
+}
+
 # A factory's disk, named $1, of an image: slot A, its boot state, an empty slot B, and a data partition that the first
 # boot makes.
 disk() {
-    local name=$1 image=$2 disk=$out/$1.img.new boot_mib boot_start offset state
+    local name=$1 image=$2 disk=$out/$1.img.new boot_mib boot_start
     flash
-    mkimage -A arm64 -T script -C none -n "Copal" -d images/os/boot/boot.cmd "$out/boot.scr" >/dev/null
     boot_start=$(partition boot start) boot_mib=$(partition boot size)
     rm -f "$disk"
-    truncate -s "$(images/os/layout/table.sh size uboot)M" "$disk"
-    images/os/layout/table.sh sfdisk uboot | sfdisk -q --no-reread --no-tell-kernel "$disk"
-    mformat -i "$disk@@${boot_start}M" -v BOOT -N c09a1001 -T $((boot_mib * 2048)) -h 64 -s 32 -H $((boot_start * 2048)) ::
-    TZ=UTC mcopy -m -i "$disk@@${boot_start}M" "$out/boot.scr" ::
+    truncate -s "$(images/os/layout/table.sh size $TABLE)M" "$disk"
+    images/os/layout/table.sh sfdisk $TABLE | sfdisk -q --no-reread --no-tell-kernel "$disk"
+    # Clusters of 4 KiB: no file shares a block of that size with another one.
+    mformat -i "$disk@@${boot_start}M" -v BOOT -N c09a1001 -c 8 -T $((boot_mib * 2048)) -h 64 -s 32 -H $((boot_start * 2048)) ::
+    boot_files "$disk@@${boot_start}M"
     dd if="$image" of="$disk" bs=1M seek="$(partition root-a start)" conv=notrunc,sparse status=none
-    state=$(mktemp)
-    printf '%s\n' copal_gen=1 copal_slot=a copal_trial=0 copal_tries=0 copal_limit=3 copal_arms=0 copal_for=- \
-        copal_canary=0 copal_echo=0 copal_fell=- | mkenvimage -p 0 -s 4096 -o "$state" -
-    for offset in 1024 2048; do dd if="$state" of="$disk" bs=4096 seek=$offset conv=notrunc status=none; done
-    rm -f "$state"
+    boot_state "$disk"
     printf COPAL-DATA-VIRGIN | dd of="$disk" bs=4096 seek=3072 conv=notrunc status=none
     mv "$disk" "$out/$name.img"
-    say "disk: target/os/$name.img ($(du -m "$out/$name.img" | cut -f1) MiB used)"
+    say "disk: ${out#"$PWD/"}/$name.img ($(du -m "$out/$name.img" | cut -f1) MiB used)"
 }
 
+if [ "${1:-}" = grub ]; then
+    shift
+    # shellcheck source=images/os/grub.sh
+    . images/os/grub.sh
+fi
+[ -e "$out/cache/complete" ] || die "the packages are missing in ${out#"$PWD/"}/cache" "run: tests/setup.sh os"
 case "${1:-all}" in
 agent) agent ;;
 image)
@@ -217,6 +263,7 @@ disk)
     disk disk "$out/images/factory.ext4"
     ;;
 engine)
+    [ $TABLE = uboot ] || die "the image with an engine is made for U-Boot only"
     shift
     # shellcheck source=images/os/engine.sh
     . images/os/engine.sh
@@ -227,5 +274,5 @@ all)
     image factory "$FACTORY"
     disk disk "$out/images/factory.ext4"
     ;;
-*) die "no such part: $1 (agent, image, disk, engine)" ;;
+*) die "no such part: $1 (agent, image, disk, engine, grub)" ;;
 esac

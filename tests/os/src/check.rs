@@ -9,6 +9,7 @@ use std::{
 use crate::{
     disk::{self, Bytes, Disk},
     replay::{Entry, Replay},
+    state,
 };
 
 /// Images that may be booted: by SHA-256, with their sizes.
@@ -60,7 +61,7 @@ impl Known {
         }
         let content: BTreeMap<&str, &str> =
             slots.iter().filter_map(|(slot, content)| Some((*slot, (*content)??))).collect();
-        let Some(state) = disk::state(disk) else {
+        let Some(state) = state::state(disk) else {
             return Err("both copies of the boot state are damaged".to_owned());
         };
         let committed = state.committed();
@@ -97,7 +98,7 @@ pub struct Next {
 /// # Panics
 /// Where an invariant does not hold, with the record and what was lost.
 pub fn every_cut(entries: &[Entry], base: &Disk, known: &Known, active: &str) -> BTreeSet<Next> {
-    let places = disk::partitions();
+    let places = base.board().places();
     let active_place = places[&format!("root-{active}")];
     let other = if active == "a" { "b" } else { "a" };
     let other_place = places[&format!("root-{other}")];
@@ -108,12 +109,14 @@ pub fn every_cut(entries: &[Entry], base: &Disk, known: &Known, active: &str) ->
     let active_image = known.in_slot(&base.open(), active);
     let mut replay = Replay::from(&base.path);
     let (mut seen, mut disks, mut random) = (BTreeSet::new(), 0, 7_u64);
+    // The boot state lies in front of the boot partition, or in it.
+    let before_slots = places["boot"].0 + places["boot"].1;
     // What is in the body of the other slot matters only once it could boot; the rest of the disk never does.
     let (mut could_boot, mut pending) = (false, false);
     for (number, entry) in entries.iter().enumerate() {
         assert!(!touches(entry, active_place), "record {number} writes the active slot (I1)");
         replay.apply(entry);
-        let decides = touches(entry, (0, 16 << 20))
+        let decides = touches(entry, (0, before_slots))
             || touches(entry, (other_place.0, 4096))
             || could_boot && touches(entry, other_place);
         if !(decides || pending && replay.unflushed() == 0) {

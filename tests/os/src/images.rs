@@ -7,25 +7,26 @@ use std::{
     time::SystemTime,
 };
 
-use crate::{built, repository};
+use crate::{board::Board, repository};
 
 /// An image, made by `images/os/build.sh` unless it is there already and newer than what it is made of.
-pub fn image(version: &str, faults: &[&str]) -> PathBuf {
+pub fn image(board: Board, version: &str, faults: &[&str]) -> PathBuf {
     // Two at a time would share one tree.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let name = if faults.is_empty() { version.to_owned() } else { format!("{version}-{}", faults.join("-")) };
-    let file = repository().join("target/os/images").join(format!("{name}.ext4"));
+    let file = board.folder().join("images").join(format!("{name}.ext4"));
     let made = modified(&file);
-    let sources = [built("agent"), repository().join("images/os/build.sh")];
+    let scripts = ["images/os/build.sh", "images/os/grub.sh"].map(|name| repository().join(name));
+    let sources = [board.built("agent")].into_iter().chain(scripts);
     let fresh = made.is_some_and(|made| {
         sources
-            .iter()
-            .chain(&walk(&repository().join("images/os/root")))
-            .all(|s| modified(s).is_some_and(|t| t < made))
+            .chain(walk(&repository().join("images/os/root")))
+            .all(|s| modified(&s).is_some_and(|t| t < made))
     });
     if !fresh {
         let output = Command::new(repository().join("images/os/build.sh"))
+            .args(board.build_words())
             .args(["image", &name, version])
             .args(faults)
             .output()

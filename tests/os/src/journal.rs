@@ -7,7 +7,7 @@ use std::{path::Path, process::Command};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::disk::{self, Bytes as _, Disk};
+use crate::disk::{Bytes as _, Disk};
 
 const CHUNK: u64 = 64 << 10;
 const HEAD: u64 = 4096;
@@ -16,7 +16,7 @@ const HEAD: u64 = 4096;
 ///
 /// Changes the disk: give a copy.
 pub fn claimed_chunks(disk: &Disk) -> Vec<u64> {
-    let start = disk::partitions()["data"].0;
+    let start = disk.place("data").0;
     let mut magic = [0; 2];
     disk.open().read(start + 1024 + 0x38, &mut magic).unwrap();
     if magic != [0x53, 0xef] {
@@ -68,7 +68,7 @@ pub fn check(disk: &Disk, slot: &str, image: &Path) -> Result<usize, String> {
     let claimed = claimed_chunks(disk);
     let (device, image) = (disk.open(), std::fs::File::open(image).unwrap());
     let size = image.metadata().unwrap().len();
-    let start = disk::partitions()[&format!("root-{slot}")].0;
+    let start = disk.place(&format!("root-{slot}")).0;
     for chunk in &claimed {
         let at = (chunk * CHUNK).max(HEAD);
         let n = usize::try_from(((chunk + 1) * CHUNK).min(size) - at).unwrap();

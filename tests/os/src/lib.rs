@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test support: a failure here is the test's failure")]
 #![allow(missing_docs, reason = "test support")]
 
+pub mod board;
 pub mod check;
 pub mod disk;
 pub mod engine;
@@ -15,6 +16,9 @@ pub mod journal;
 pub mod link;
 pub mod machine;
 pub mod replay;
+pub mod scenario;
+pub mod shuttle;
+pub mod state;
 pub mod world;
 
 use std::path::PathBuf;
@@ -24,13 +28,7 @@ pub fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// Where `images/os/build.sh` puts things.
+/// Where `images/os/build.sh` puts things for the machine with U-Boot.
 pub fn built(name: &str) -> PathBuf {
-    let file = repository().join("target/os").join(name);
-    assert!(
-        file.exists(),
-        "{} is missing: run `tests/setup.sh os && images/os/build.sh` first",
-        file.display()
-    );
-    file
+    board::Board::Uboot.built(name)
 }

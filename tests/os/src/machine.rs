@@ -1,4 +1,4 @@
-//! The machine: QEMU with U-Boot, a disk, a network card, and two consoles.
+//! The machine: QEMU with a bootloader, a disk, a network card, and two consoles.
 //!
 //! The serial line carries what bootloader, kernel and agent say, and nothing is typed into it; the second console is a
 //! shell. The power goes by SIGKILL: nothing in the machine, and nothing in QEMU, hears of it before.
@@ -18,7 +18,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{built, disk::Disk};
+use crate::{board::Board, disk::Disk};
 
 /// How long anything inside the machine may take. Emulated on two busy cores, ten times a quiet machine's time is normal.
 pub const PATIENCE: Duration = Duration::from_secs(240);
@@ -72,16 +72,28 @@ impl Machine {
     }
 
     pub fn with(disk: &Path, parts: &Parts) -> Self {
-        let dir = TempDir::new().unwrap();
-        let mut command = Command::new("qemu-system-aarch64");
+        let (disk, dir) = (Disk::at(disk), TempDir::new().unwrap());
+        let board = disk.board();
+        let mut command = match board {
+            Board::Uboot => emulator("qemu-system-aarch64", &["-M", "virt", "-cpu", "cortex-a72"]),
+            Board::Grub => emulator("qemu-system-x86_64", &["-M", "q35", "-cpu", "max"]),
+        };
+        let mut flashes = ["flash0.img", "flash1.img"]
+            .map(|name| format!("readonly=on,file={}", board.built(name).display()));
+        if board == Board::Grub {
+            // UEFI writes its variables; each machine begins with the factory's.
+            let variables = dir.path().join("flash1.img");
+            fs::copy(board.built("flash1.img"), &variables).unwrap();
+            flashes[1] = format!("file={}", variables.display());
+        }
         command
-            .args(["-M", "virt", "-cpu", "cortex-a72", "-accel", "tcg"])
             .args(["-smp", if parts.two_cpus { "2" } else { "1" }])
             .args(["-m", &parts.memory_mib.unwrap_or(256).to_string()])
             .args(["-nographic", "-nodefaults", "-serial", "stdio", "-monitor", "none"])
-            .args(["-drive", &flash("flash0.img", 0), "-drive", &flash("flash1.img", 1)])
-            .args(["-blockdev", &drive(disk, parts.write_log.as_deref())])
-            .args(["-device", "nvme,drive=disk,serial=copal"])
+            .args(["-drive", &format!("if=pflash,format=raw,index=0,{}", flashes[0])])
+            .args(["-drive", &format!("if=pflash,format=raw,index=1,{}", flashes[1])])
+            .args(["-blockdev", &drive(&disk.path, parts.write_log.as_deref())])
+            .args(["-device", "nvme,drive=disk,serial=copal,bootindex=0"])
             .args(["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="])
             .args(["-device", "virtio-serial-pci", "-device", "virtconsole,chardev=shell"])
             .args([
@@ -91,14 +103,13 @@ impl Machine {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(dir.path().join("qemu.log")).unwrap());
-        let mut child =
-            command.spawn().unwrap_or_else(|e| panic!("qemu-system-aarch64: {e}; run tests/setup.sh os"));
+        let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}; run tests/setup.sh os"));
         let stdout = child.stdout.take().unwrap();
         let child = Arc::new(Mutex::new(child));
         let console = Arc::new(Console { lines: Mutex::default(), more: Condvar::new() });
         let (reader, killer) = (console.clone(), child.clone());
         std::thread::spawn(move || read_console(stdout, &reader, &killer));
-        Self { disk: Disk::at(disk), child, console, cursor: 0, dir }
+        Self { disk, child, console, cursor: 0, dir }
     }
 
     /// Cuts the power: SIGKILL.
@@ -285,8 +296,11 @@ fn ask_shell(socket: &Path, command: &str) -> Option<(i32, String)> {
     }
 }
 
-fn flash(name: &str, index: u32) -> String {
-    format!("if=pflash,format=raw,index={index},readonly=on,file={}", built(name).display())
+fn emulator(program: &str, machine: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    // Never the host's own virtualisation: where it is there and broken, machines hang.
+    command.args(machine).args(["-accel", "tcg"]);
+    command
 }
 
 fn drive(disk: &Path, write_log: Option<&Path>) -> String {

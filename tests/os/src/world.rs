@@ -6,18 +6,17 @@ use copal_e2e::{cloud::Cloud, eventually, owner::Owner};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{built, disk::Disk, link::Link, machine::Machine};
+use crate::{board::Board, check::Known, disk::Disk, link::Link, machine::Machine};
 
 /// Seconds anything asked of the cloud may take; see [`crate::machine::PATIENCE`].
 pub const PATIENCE_S: u64 = 300;
 /// What the machine's owner calls its fleet and it.
 pub const FLEET: &str = "porch";
 pub const NAME: &str = "qemu-1";
-/// The device type its images are for.
-pub const DEVICE_TYPE: &str = "qemu-arm64";
 
 /// A cloud with a fleet for machines like ours, and one disk that joins it.
 pub struct World {
+    pub board: Board,
     pub link: Link,
     pub owner: Owner,
     pub cloud: Cloud,
@@ -25,17 +24,20 @@ pub struct World {
 }
 
 impl World {
+    /// For the machine with U-Boot.
     pub async fn new() -> Self {
+        Self::of(Board::Uboot).await
+    }
+
+    pub async fn of(board: Board) -> Self {
         let cloud = Cloud::start_private_ca(&["10.0.2.2"]).await;
         let link = Link::to(cloud.address()).await;
         let owner = Owner::sign_in(&cloud).await;
-        owner.ok(&["fleet", "create", FLEET, "--device-type", DEVICE_TYPE, "--arch", "arm64", "--yes"]).await;
+        let kind = ["--device-type", board.device_type(), "--arch", board.arch()];
+        owner.ok(&[&["fleet", "create", FLEET, "--yes"], &kind[..]].concat()).await;
         // Beside the build output: what takes large files there takes these.
-        let dir = tempfile::Builder::new()
-            .prefix("world-")
-            .tempdir_in(built("disk.img").parent().unwrap())
-            .unwrap();
-        Self { link, owner, cloud, dir }
+        let dir = tempfile::Builder::new().prefix("world-").tempdir_in(board.folder()).unwrap();
+        Self { board, link, owner, cloud, dir }
     }
 
     /// The factory's disk with a `copal.json` written onto its boot partition.
@@ -45,7 +47,7 @@ impl World {
 
     /// The same, of another disk that `images/os/build.sh` made.
     pub async fn disk_of(&self, factory: &str, name: &str) -> Disk {
-        let disk = Disk::at(&built(factory)).copy_to(&self.dir.path().join(format!("{name}.img")));
+        let disk = Disk::at(&self.board.built(factory)).copy_to(&self.dir.path().join(format!("{name}.img")));
         let file = self.dir.path().join(format!("{name}.json"));
         let url = format!("https://10.0.2.2:{}", self.link.port);
         let out = file.to_str().unwrap();
@@ -82,10 +84,34 @@ impl World {
         self.until("the machine is online", |d| d["online"] == true).await
     }
 
+    /// A slot image of this version, with or without something wrong in it, for this machine.
+    pub async fn image(&self, version: &str, faults: &[&str]) -> PathBuf {
+        let (board, version) = (self.board, version.to_owned());
+        let faults = faults.iter().map(|&f| f.to_owned()).collect::<Vec<_>>();
+        // Blocking, beside the runtime that carries the machine's network.
+        let made = tokio::task::spawn_blocking(move || {
+            let faults: Vec<&str> = faults.iter().map(String::as_str).collect();
+            crate::images::image(board, &version, &faults)
+        });
+        made.await.unwrap()
+    }
+
+    /// The factory's image and these: all that may ever boot here.
+    pub async fn known(&self, images: &[(&str, &[&str])]) -> Known {
+        let mut files = vec![("1.0.0", self.board.factory())];
+        for (version, faults) in images {
+            files.push((version, self.image(version, faults).await));
+        }
+        let files: Vec<(&str, &Path)> = files.iter().map(|(name, file)| (*name, file.as_path())).collect();
+        Known::images(&files)
+    }
+
     /// A signed bundle of this version, with or without something wrong in it.
     pub async fn bundle(&self, version: &str, faults: &[&str]) -> PathBuf {
         let name = [&[version], faults].concat().join("-");
-        let file = self.unsigned(&name, version, &image_of(version, faults).await, DEVICE_TYPE, &[]).await;
+        let file = self
+            .unsigned(&name, version, &self.image(version, faults).await, self.board.device_type(), &[])
+            .await;
         self.owner.ok(&["os", "bundle", "sign", text(&file), "--yes"]).await;
         file
     }
@@ -101,7 +127,7 @@ impl World {
     ) -> PathBuf {
         let file = self.path(&format!("{name}.copal"));
         let mut args = vec!["os", "bundle", "create", "--fleet", FLEET, "--rootfs", text(image)];
-        args.extend(["--device-type", device_type, "--arch", "arm64", "--version", version]);
+        args.extend(["--device-type", device_type, "--arch", self.board.arch(), "--version", version]);
         args.extend_from_slice(more);
         args.extend(["-o", text(&file)]);
         self.owner.ok(&args).await;
@@ -154,17 +180,6 @@ pub fn runs_committed(device: &Value, version: &str) -> bool {
                 .values()
                 .any(|s| s["booted"] == true && s["state"] == "committed" && s["version"] == version)
         })
-}
-
-/// [`crate::images::image`], without holding up the relay.
-pub async fn image_of(version: &str, faults: &[&str]) -> PathBuf {
-    let (version, faults) = (version.to_owned(), faults.iter().map(|&f| f.to_owned()).collect::<Vec<_>>());
-    tokio::task::spawn_blocking(move || {
-        let faults: Vec<&str> = faults.iter().map(String::as_str).collect();
-        crate::images::image(&version, &faults)
-    })
-    .await
-    .unwrap()
 }
 
 /// A path as the command line takes it.

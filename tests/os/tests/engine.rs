@@ -9,7 +9,7 @@ use copal_os_tests::{
     built,
     engine::{self, CONTAINERS, STARTS, until, until_shell},
     machine::Machine,
-    world::{DEVICE_TYPE, FLEET, World, runs_committed, text},
+    world::{FLEET, World, runs_committed, text},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,7 +24,7 @@ async fn an_app_and_the_system_under_it_are_updated_together_and_start_without_t
     assert_eq!(until_shell(&machine, STARTS, |said| !said.is_empty()).await, "one");
 
     let image = tokio::task::spawn_blocking(|| engine::image("2.0.0")).await.unwrap();
-    let bundle = world.unsigned("engine-2.0.0", "2.0.0", &image, DEVICE_TYPE, &[]).await;
+    let bundle = world.unsigned("engine-2.0.0", "2.0.0", &image, world.board.device_type(), &[]).await;
     world.owner.ok(&["os", "bundle", "sign", text(&bundle), "--yes"]).await;
     world.release(&bundle).await;
     world.deploy("2.0.0").await;

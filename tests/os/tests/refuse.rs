@@ -13,7 +13,7 @@ use copal_os_tests::{
     check::Known,
     disk::{self, Disk},
     machine::Machine,
-    world::{DEVICE_TYPE, FLEET, World, image_of, runs_committed, text},
+    world::{FLEET, World, runs_committed, text},
 };
 
 /// What the command says when it refuses, as the programs that read it see it.
@@ -31,17 +31,17 @@ async fn the_cloud_takes_no_bundle_that_a_device_would_refuse() {
     let image = world.path("small.img");
     std::fs::write(&image, vec![7; 256 << 10]).unwrap();
 
-    let unsigned = world.unsigned("unsigned", "2.0.0", &image, DEVICE_TYPE, &[]).await;
+    let unsigned = world.unsigned("unsigned", "2.0.0", &image, world.board.device_type(), &[]).await;
     let said = refused(&world, &["os", "release", FLEET, text(&unsigned)]).await;
     assert!(said.contains("not signed"), "{said}");
 
-    let good = world.unsigned("good", "2.0.0", &image, DEVICE_TYPE, &[]).await;
+    let good = world.unsigned("good", "2.0.0", &image, world.board.device_type(), &[]).await;
     world.owner.ok(&["os", "bundle", "sign", text(&good), "--yes"]).await;
     let said = refused(&world, &["os", "release", FLEET, text(&with_another_signature(&world, &good))]).await;
     assert!(said.contains("E_SIG_INVALID"), "wrong signature: {said}");
 
     // The owner's own release key may make apps, never systems.
-    let wrong_role = world.unsigned("role", "2.0.0", &image, DEVICE_TYPE, &[]).await;
+    let wrong_role = world.unsigned("role", "2.0.0", &image, world.board.device_type(), &[]).await;
     let keys = world.owner.home.path().join("keys/owner");
     let key = std::fs::read_to_string(keys.join("release.key")).unwrap();
     let disguised = world.path("disguised.key");
@@ -124,10 +124,10 @@ async fn an_image_larger_than_the_slot_is_refused_before_anything_is_written() {
     let world = World::new().await;
     let mut machine = world.machine().await;
     let image = world.path("large.ext4");
-    std::fs::copy(image_of("2.0.0", &[]).await, &image).unwrap();
-    let slot = disk::partitions()["root-b"].1;
+    std::fs::copy(world.image("2.0.0", &[]).await, &image).unwrap();
+    let slot = machine.disk.place("root-b").1;
     std::fs::File::options().write(true).open(&image).unwrap().set_len(slot + (1 << 20)).unwrap();
-    let bundle = world.unsigned("large", "2.0.0", &image, DEVICE_TYPE, &[]).await;
+    let bundle = world.unsigned("large", "2.0.0", &image, world.board.device_type(), &[]).await;
     world.owner.ok(&["os", "bundle", "sign", text(&bundle), "--yes"]).await;
     world.release(&bundle).await;
     world.deploy("2.0.0").await;
@@ -140,8 +140,9 @@ async fn an_image_larger_than_the_slot_is_refused_before_anything_is_written() {
 async fn a_release_for_newer_systems_only_is_refused() {
     let world = World::new().await;
     let mut machine = world.machine().await;
-    let image = image_of("6.0.0", &[]).await;
-    let bundle = world.unsigned("late", "6.0.0", &image, DEVICE_TYPE, &["--min-from", "5.0.0"]).await;
+    let image = world.image("6.0.0", &[]).await;
+    let bundle =
+        world.unsigned("late", "6.0.0", &image, world.board.device_type(), &["--min-from", "5.0.0"]).await;
     world.owner.ok(&["os", "bundle", "sign", text(&bundle), "--yes"]).await;
     world.release(&bundle).await;
     world.deploy("6.0.0").await;

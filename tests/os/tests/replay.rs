@@ -8,11 +8,11 @@ use std::path::Path;
 use copal_os_tests::{
     built,
     check::{Known, every_cut},
-    disk::{self, Disk},
+    disk::Disk,
     journal,
     machine::{Machine, Parts},
     replay::{self, Entry, Replay},
-    world::{NAME, World, image_of},
+    world::{NAME, World},
 };
 
 /// Disks that are booted by default, and by `make test-os`.
@@ -34,15 +34,14 @@ async fn every_prefix_of_an_update_boots_a_whole_verified_slot() {
     world.committed("2.0.0").await;
     machine.pull_plug_politely();
 
-    let known =
-        Known::images(&[("1.0.0", &built("images/factory.ext4")), ("2.0.0", &image_of("2.0.0", &[]).await)]);
+    let known = world.known(&[("2.0.0", &[])]).await;
     let entries = replay::read(&log);
     let seen = tokio::task::block_in_place(|| every_cut(&entries, &base, &known, "a"));
     // The update went through every state there is, or this proved nothing.
     for (image, trial) in [("1.0.0", false), ("2.0.0", true), ("2.0.0", false)] {
         assert!(seen.iter().any(|n| n.image == image && n.trial == trial), "{image} trial={trial}: {seen:?}");
     }
-    let image = image_of("2.0.0", &[]).await;
+    let image = world.image("2.0.0", &[]).await;
     tokio::task::block_in_place(|| {
         if std::env::var_os("COPAL_OS_FULL").is_some() {
             check_journals(&entries, &base, &world, &image);
@@ -53,7 +52,7 @@ async fn every_prefix_of_an_update_boots_a_whole_verified_slot() {
 
 /// Reads the journal as it was at moments spread over the installation, and compares what it claims with the slot (I6).
 fn check_journals(entries: &[Entry], base: &Disk, world: &World, image: &Path) {
-    let (start, size) = disk::partitions()["root-b"];
+    let (start, size) = base.place("root-b");
     let of_slot = |entry: &Entry| matches!(entry, Entry::Write { offset, .. } if (start..start + size).contains(offset));
     let first = entries.iter().position(of_slot).unwrap();
     let last = entries.iter().rposition(of_slot).unwrap();
@@ -99,7 +98,7 @@ fn every_prefix_of_a_first_boot_boots_and_makes_the_data_partition() {
     let seen = every_cut(&entries, &base, &known, "a");
     assert_eq!(seen.len(), 1, "{seen:?}");
     // Cut while the data partition was being made: it is made again, and mounted.
-    let (start, size) = disk::partitions()["data"];
+    let (start, size) = base.place("data");
     let making = entries.iter().enumerate().filter(
         |(_, entry)| matches!(entry, Entry::Write { offset, .. } if (start..start + size).contains(offset)),
     );

@@ -3,65 +3,19 @@
 #![allow(missing_docs, reason = "tests")]
 
 use copal_os_tests::{
-    built,
-    check::Known,
+    board::Board,
     machine::Machine,
-    world::{World, image_of, runs_committed},
+    scenario,
+    world::{FLEET, runs_committed},
 };
 
-/// A machine at the factory's version, enrolled, and its world.
-async fn factory() -> (World, Machine) {
-    let world = World::new().await;
-    let machine = world.machine().await;
-    world.committed("1.0.0").await;
-    (world, machine)
-}
-
-/// Rolls out an image with a fault and waits until the device is back at the factory's version with this reason.
-/// Gives the device as the cloud sees it.
 async fn undone(faults: &[&str], code: &str) -> serde_json::Value {
-    let (world, mut machine) = factory().await;
-    let known = Known::images(&[
-        ("1.0.0", &built("images/factory.ext4")),
-        ("2.0.0", &image_of("2.0.0", faults).await),
-    ]);
-    let id = world.roll_out("2.0.0", faults).await;
-    let device = world
-        .until(&format!("back at 1.0.0 with {code}"), |d| {
-            runs_committed(d, "1.0.0") && d["os"]["reason"]["code"] == code
-        })
-        .await;
-    assert_eq!(device["os"]["target"]["release"], id.as_str(), "{device}");
-    // What the cloud was told is so: the slot of old is whole, and boots.
-    machine.cut();
-    let next = known.check(&machine.disk.open()).unwrap();
-    assert_eq!((next.image.as_str(), next.trial), ("1.0.0", false));
-    device
+    scenario::undone(Board::Uboot, faults, code).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_good_update_is_tried_committed_and_stays() {
-    let (world, mut machine) = factory().await;
-    machine.booted("a");
-    machine.shell("echo kept >/data/note && sync");
-    world.roll_out("2.0.0", &[]).await;
-    let line = machine.booted("b");
-    assert!(line.contains("version=2.0.0") && line.contains("trial=1"), "{line}");
-    let device = world.committed("2.0.0").await;
-    assert!(device["os"]["reason"].is_null(), "{device}");
-
-    machine.cut();
-    let known =
-        Known::images(&[("1.0.0", &built("images/factory.ext4")), ("2.0.0", &image_of("2.0.0", &[]).await)]);
-    // The slot it came from was not touched: it is still there to go back to.
-    assert_eq!(known.in_slot(&machine.disk.open(), "a"), Some("1.0.0"));
-    let next = known.check(&machine.disk.open()).unwrap();
-    assert_eq!((next.image.as_str(), next.slot.as_str(), next.trial), ("2.0.0", "b", false));
-
-    let mut machine = Machine::on(&machine.disk.path.clone());
-    assert!(machine.booted("b").contains("trial=0"));
-    assert_eq!(machine.shell("cat /data/note"), "kept");
-    world.committed("2.0.0").await;
+    scenario::a_good_update_stays(Board::Uboot).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,7 +65,7 @@ async fn a_system_that_loses_the_cloud_goes_back_and_is_not_called_bad() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: make test-os"]
 async fn a_cloud_that_goes_away_in_the_trial_makes_it_inconclusive() {
-    let (world, mut machine) = factory().await;
+    let (world, mut machine) = scenario::factory(Board::Uboot).await;
     world.roll_out("2.0.0", &[]).await;
     assert!(machine.booted("b").contains("trial=1"));
     world.link.cut();
@@ -124,7 +78,7 @@ async fn a_cloud_that_goes_away_in_the_trial_makes_it_inconclusive() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: make test-os"]
 async fn a_release_that_was_undone_is_tried_again_only_when_asked() {
-    let (world, mut machine) = factory().await;
+    let (world, mut machine) = scenario::factory(Board::Uboot).await;
     world.roll_out("2.0.0", &["unhealthy"]).await;
     machine.booted("b");
     machine.booted("a");
@@ -136,6 +90,6 @@ async fn a_release_that_was_undone_is_tried_again_only_when_asked() {
     world.online().await;
     world.reason("os_unhealthy").await;
     assert!(!machine.said("slot=b "), "it was tried again unasked");
-    world.owner.ok(&["os", "retry", copal_os_tests::world::FLEET, "2.0.0", "--all"]).await;
+    world.owner.ok(&["os", "retry", FLEET, "2.0.0", "--all"]).await;
     assert!(machine.booted("b").contains("trial=1"));
 }

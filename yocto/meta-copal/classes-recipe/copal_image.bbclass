@@ -20,6 +20,7 @@ python () {
 
 COPAL_DISK_ID ??= ""
 COPAL_FIRST_DEPENDS ??= ""
+COPAL_FIRST_FAT ??= ""
 
 # The payloads come before the disk that is put together from them.
 COPAL_PARTS_TYPES = "ext4 firstfat virgin \
@@ -49,11 +50,13 @@ IMAGE_INSTALL = "packagegroup-core-boot packagegroup-copal ${COPAL_KERNEL_IN_ROO
 
 COPAL_STAGE = "${WORKDIR}/copal-fat"
 
-# copal_fat OUT MIB LABEL "SRC[;DST] ...": a FAT file system of files of DEPLOY_DIR_IMAGE, in a fixed order and with fixed times.
+# copal_fat OUT MIB LABEL "SRC[;DST] ..." [OPTIONS]: a FAT file system of files of DEPLOY_DIR_IMAGE, in a fixed order and with fixed
+# times. Options are mkfs.vfat's.
 copal_fat() {
     out=$1
     mib=$2
     label=$3
+    options=$5
     stage=${COPAL_STAGE}-$label
     rm -rf $stage $out
     mkdir -p $stage
@@ -74,9 +77,12 @@ copal_fat() {
     set +f
     find $stage -exec touch -h -d @${SOURCE_DATE_EPOCH} {} +
     # FAT32 has a least number of clusters.
-    fat=32
-    [ $mib -ge 64 ] || fat=16
-    mkfs.vfat -F $fat --invariant -n $label -C $out $(expr $mib \* 1024)
+    if [ -z "$options" ] && [ $mib -ge 64 ]; then
+        options="-F 32"
+    elif [ -z "$options" ]; then
+        options="-F 16"
+    fi
+    mkfs.vfat $options --invariant -n $label -C $out $(expr $mib \* 1024)
     for item in $(ls $stage | LC_ALL=C sort); do
         TZ=UTC mcopy -s -m -i $out $stage/$item ::/
     done
@@ -89,7 +95,7 @@ do_image_bootfat[depends] += "dosfstools-native:do_populate_sysroot mtools-nativ
 do_image_bootfat[depends] += "${@'rpi-bootfiles:do_deploy' if d.getVar('COPAL_BACKEND') == 'tryboot' else ''}"
 
 IMAGE_CMD:firstfat() {
-    copal_fat ${IMGDEPLOYDIR}/${IMAGE_NAME}.firstfat ${COPAL_FIRST_MIB} COPAL "${COPAL_FIRST_FILES}"
+    copal_fat ${IMGDEPLOYDIR}/${IMAGE_NAME}.firstfat ${COPAL_FIRST_MIB} COPAL "${COPAL_FIRST_FILES}" "${COPAL_FIRST_FAT}"
 }
 do_image_firstfat[depends] += "dosfstools-native:do_populate_sysroot mtools-native:do_populate_sysroot ${COPAL_FIRST_DEPENDS}"
 
