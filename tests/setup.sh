@@ -198,7 +198,7 @@ os_packages() {
     done
     apt=(-o Dir::Etc::SourceList=/dev/null -o "Dir::Etc::SourceParts=$private/sources"
         -o "Dir::State::Lists=$private/lists" -o "Dir::State::status=$private/status" -o "Dir::Cache=$private"
-        -o APT::Architecture=$arch -o APT::Architectures::=$arch -o Acquire::Languages=none
+        -o "APT::Architecture=$arch" -o "APT::Architectures::=$arch" -o Acquire::Languages=none
         -o Debug::NoLocking=true -o APT::Sandbox::User= -o Acquire::Retries=3)
     say "fetching the $arch packages of the test machine's image"
     apt-get "${apt[@]}" update -qq >/dev/null 2>"$private/errors" || true

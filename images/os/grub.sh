@@ -46,7 +46,7 @@ flash() {
 # GRUB's core where UEFI looks for it, its configuration, and both copies of the boot state: they are written in place later,
 # never made longer.
 boot_files() {
-    local modules place file
+    local modules place file fill
     place=$(mktemp -d)
     # What OpenEmbedded's grub-efi has of what is used here, and what the layer adds.
     modules="boot configfile ext2 fat linux normal part_gpt search test"
@@ -60,7 +60,8 @@ boot_files() {
         first_state
         printf 'copal_check=a0\ncopal_end=1\n'
     } >"$place/env"
-    head -c $((1024 - $(stat -c %s "$place/env"))) /dev/zero | tr '\0' '#' >>"$place/env"
+    fill=$((1024 - $(stat -c %s "$place/env")))
+    head -c $fill /dev/zero | tr '\0' '#' >>"$place/env"
     find "$place" -exec touch -d "@$EPOCH" {} +
     mmd -i "$1" ::EFI ::EFI/BOOT ::copal
     for file in "$place/bootx64.efi" images/os/boot/grub.cfg; do TZ=UTC mcopy -m -i "$1" "$file" ::EFI/BOOT/; done

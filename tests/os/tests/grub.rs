@@ -7,15 +7,15 @@
 use copal_os_tests::{
     board::Board,
     check::every_cut,
-    disk,
+    disk::{self, Disk},
     machine::{Machine, Parts},
     replay, scenario,
     shuttle::{
         Shuttle, after_the_head_is_written, at_the_boot_counter, between_the_copies_of_the_boot_state,
         during_the_commit, during_the_write, in_the_trial,
     },
-    state,
-    world::{NAME, World},
+    state::{self, BootState},
+    world::{NAME, PATIENCE_S, World},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,9 +53,8 @@ async fn with_both_copies_damaged_the_slot_that_runs_is_committed_again_and_upda
     let mut machine = Machine::on(&machine.disk.path.clone());
     assert!(machine.booted("a").contains("trial=1"));
     assert!(machine.shell("cat /proc/cmdline").contains("copal.fell=lost"));
-    world.committed("1.0.0").await;
-    let [one, two] = state::states(&machine.disk.open());
-    assert!(one.is_some() && one == two, "both copies are whole again: {one:?} {two:?}");
+    let state = mended(&machine.disk).await;
+    assert_eq!((state.committed(), state.on_trial()), ("a", false));
     machine.cut();
     // A boot in which GRUB can say that it saved: without one the agent starts no update.
     let mut machine = Machine::on(&machine.disk.path.clone());
@@ -63,6 +62,17 @@ async fn with_both_copies_damaged_the_slot_that_runs_is_committed_again_and_upda
     world.roll_out("2.0.0", &[]).await;
     assert!(machine.booted("b").contains("trial=1"));
     world.committed("2.0.0").await;
+}
+
+/// Waits until both copies are whole and say the same; gives it.
+async fn mended(disk: &Disk) -> BootState {
+    copal_e2e::eventually("both copies are whole again", PATIENCE_S, || async {
+        match state::states(&disk.open()) {
+            [Some(one), Some(two)] if one == two => Ok(one),
+            states => Err(format!("{states:?}")),
+        }
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,12 +84,7 @@ async fn one_damaged_copy_changes_nothing_and_is_mended() {
         machine.disk.damage_state(copy);
         machine = Machine::on(&machine.disk.path.clone());
         assert!(machine.booted("a").contains("trial=0"));
-        let disk = &machine.disk;
-        copal_e2e::eventually("both copies are whole again", copal_os_tests::world::PATIENCE_S, || async {
-            let states = state::states(&disk.open());
-            if states.iter().all(Option::is_some) { Ok(()) } else { Err(format!("{states:?}")) }
-        })
-        .await;
+        mended(&machine.disk).await;
         world.committed("1.0.0").await;
     }
 }
