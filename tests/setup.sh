@@ -5,7 +5,7 @@
 #
 #   engine   git, docker.io, iptables, iproute2, busybox-static, skopeo, docker-registry; starts dockerd if no engine answers
 #   lint     shellcheck, cargo-deny
-#   yocto    python3-venv, systemd, e2fsprogs, fdisk, shellcheck; BitBake's parser, oelint-adv and kas in target/yocto-venv
+#   yocto    python3-venv, systemd, e2fsprogs, dosfstools, fdisk, shellcheck; BitBake's parser, oelint-adv and kas in target/yocto-venv
 #   browser  chromium, node, npm
 #   bench    docker-compose, the peer of the update numbers
 #   osbench  mmdebstrap and the peers of an OS update's numbers
@@ -119,6 +119,7 @@ yocto() {
     has systemd-analyze || install_packages systemd
     has mke2fs || install_packages e2fsprogs
     has sfdisk || install_packages fdisk
+    has mkfs.vfat || install_packages dosfstools
     cmp -s "$wanted" "$venv/installed.txt" && return
     python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
     say "installing the layer's tools into target/yocto-venv"

@@ -153,6 +153,17 @@ autoboot() {
     [ "$(wc -c <$file)" -le 512 ] &&
         [ "$(cat $file)" = "$(printf '[all]\ntryboot_a_b=1\nboot_partition=%s\n[tryboot]\nboot_partition=%s' "$a" "$b")" ]
 }
+# Clusters of at least 4 KiB, made as copal_image.bbclass makes them.
+clusters() {
+    local inc=yocto/meta-copal/conf/copal/grub.inc options mib low high sectors
+    options=$(sed -n 's/^COPAL_FIRST_FAT = "\(.*\)"$/\1/p' $inc) mib=$(sed -n 's/^COPAL_FIRST_MIB = "\(.*\)"$/\1/p' $inc)
+    rm -f "$work/first.fat"
+    # shellcheck disable=SC2086 # options
+    mkfs.vfat ${options:--F 32} --invariant -C "$work/first.fat" $((mib * 1024)) || return
+    # Bytes of a sector (little endian), sectors of a cluster.
+    read -r low high sectors < <(od -An -tu1 -j11 -N3 "$work/first.fat")
+    [ $(((low + high * 256) * sectors)) -ge 4096 ]
+}
 engine() {
     python3 -c 'import json, sys
 c = json.load(open(sys.argv[1]))
@@ -181,5 +192,6 @@ promise 'a normal boot of the Raspberry Pi is left alone' tryboot_off
 promise 'a data partition that can be written is healthy' healthy
 promise 'one that is not there is not' unhealthy
 promise 'autoboot.txt fits into a sector and names the boot partitions of the table' autoboot
+promise "a block of 4 KiB that is torn damages one of GRUB's env files at most" clusters
 promise "the engine's data, logs and restarts are bounded (daemon.json)" engine
 [ $bad = 0 ]
