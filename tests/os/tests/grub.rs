@@ -90,7 +90,6 @@ async fn one_damaged_copy_changes_nothing_and_is_mended() {
 }
 
 #[test]
-#[ignore = "long: make test-os"]
 fn with_both_copies_damaged_a_slot_that_is_not_valid_is_not_booted() {
     scenario::without_a_state_a_slot_that_is_not_valid_is_not_booted(Board::Grub);
 }
