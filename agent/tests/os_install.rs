@@ -21,7 +21,7 @@ use copal_agent::{
     },
     state::{RealFs, StateDir},
 };
-use copal_bundle::encode::{Base, encode};
+use copal_bundle::encode::{Base, Packing, encode};
 use copal_protocol::{
     documents::{DocumentRef, HostPayload},
     ids::Sha256Hex,
@@ -115,7 +115,9 @@ fn publish(dir: &Path) {
     let mut image = BufReader::with_capacity(1 << 20, File::open(dir.join("new")).unwrap());
     let mut data = BufWriter::new(File::create(dir.join("data")).unwrap());
     let mut index = BufWriter::new(File::create(dir.join("index")).unwrap());
-    let made = encode(&mut image, &[base], &mut data, &mut index, |_| ()).unwrap();
+    let made =
+        encode(&mut image, &Packing { bases: &[base], ..Packing::default() }, &mut data, &mut index, |_| ())
+            .unwrap();
     drop((data, index));
     let name = Sha256Hex::from_bytes(made.index_sha256);
     fs::rename(dir.join("index"), dir.join(name.to_string())).unwrap();

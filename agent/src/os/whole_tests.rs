@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use copal_bundle::encode::encode;
+use copal_bundle::encode::{Packing, encode};
 use copal_protocol::{
     documents::{DocumentRef, Reason, Release},
     ids::Sha256Hex,
@@ -231,7 +231,7 @@ impl Sim {
         }
         for (name, bytes) in payloads {
             let (mut data, mut index) = (Vec::new(), Vec::new());
-            encode(&mut Cursor::new(&bytes), &[], &mut data, &mut index, |_| {}).unwrap();
+            encode(&mut Cursor::new(&bytes), &Packing::default(), &mut data, &mut index, |_| {}).unwrap();
             let mut payload = release.payloads["rootfs"].clone();
             payload.size = bytes.len() as u64;
             payload.sha256 = Sha256Hex::of(&bytes);

@@ -9,7 +9,7 @@ use std::{
 
 use copal_bundle::{
     Header, Index, ReadAt,
-    encode::{Base, encode},
+    encode::{Base, Packing, encode},
     file::{self, Contents, Span},
 };
 use copal_protocol::{
@@ -72,7 +72,8 @@ fn create(ctx: &Context, args: &BundleCreate) -> Result<()> {
     let mut members = Vec::new();
     for (payload, image) in images.into_iter().filter_map(|(n, i)| Some((n, i?))) {
         let bases = bases(&what, payload, &args.base)?;
-        let (member, described) = carry(ctx, &what, payload, image, &bases, &words.out)?;
+        let (member, described) =
+            carry(ctx, &what, payload, image, &Packing { bases: &bases, level: args.level }, &words.out)?;
         release.payloads.insert(name(payload), described);
         members.push(member);
     }
@@ -124,7 +125,7 @@ fn carry(
     what: &str,
     payload: &'static str,
     image: &Path,
-    bases: &[Base],
+    packing: &Packing<'_>,
     out: &Path,
 ) -> Result<(Member, HostPayload)> {
     let failed = |e: &dyn std::fmt::Display| Failure::local(what, format!("{}: {e}", image.display()));
@@ -133,10 +134,15 @@ fn carry(
     let temporary = || tempfile::tempfile_in(folder).map_err(|e| failed(&e));
     let (mut index, mut data) = (temporary()?, temporary()?);
     let bar = bar(ctx, payload);
-    let made =
-        encode(&mut from, bases, &mut BufWriter::new(&mut data), &mut BufWriter::new(&mut index), |share| {
+    let made = encode(
+        &mut from,
+        packing,
+        &mut BufWriter::new(&mut data),
+        &mut BufWriter::new(&mut index),
+        |share| {
             bar.set_position((share * 1000.0) as u64);
-        });
+        },
+    );
     bar.finish_and_clear();
     let made = made.map_err(|e| failed(&e))?;
     for (base, lacking) in made.lacking.iter().enumerate() {

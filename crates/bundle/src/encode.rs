@@ -17,6 +17,21 @@ pub const MAX_BASES: usize = 8;
 /// Slow and small: a bundle is made once and fetched by every device.
 const LEVEL: i32 = 19;
 
+/// How an image is packed.
+#[derive(Debug)]
+pub struct Packing<'a> {
+    /// Older images: blocks they lack are packed apart. At most [`MAX_BASES`].
+    pub bases: &'a [Base],
+    /// zstd's level of the data, 1 to 19.
+    pub level: i32,
+}
+
+impl Default for Packing<'_> {
+    fn default() -> Self {
+        Self { bases: &[], level: LEVEL }
+    }
+}
+
 /// What an older image has, by the hints of its blocks.
 #[derive(Debug, Default)]
 pub struct Base(HashSet<u64>);
@@ -92,11 +107,12 @@ struct Distinct {
 /// [`EncodeError`].
 pub fn encode(
     image: &mut (impl Read + Seek),
-    bases: &[Base],
+    packing: &Packing<'_>,
     data: &mut impl Write,
     index: &mut impl Write,
     mut progress: impl FnMut(f64),
 ) -> Result<Encoded, EncodeError> {
+    let bases = packing.bases;
     if bases.len() > MAX_BASES {
         return Err(EncodeError::Image(format!("has {} bases, at most {MAX_BASES} are taken", bases.len())));
     }
@@ -108,7 +124,7 @@ pub fn encode(
     image.seek(SeekFrom::Start(0))?;
     let mut scan = scan(image, size, bases, &mut progress)?;
     let order = order(&mut scan);
-    let packed = pack(image, &scan.distinct, &order, bases.len(), data, &mut progress)?;
+    let packed = pack(image, &scan.distinct, &order, packing, data, &mut progress)?;
 
     let (mut segments, mut frames) = (Vec::new(), Vec::new());
     for blocks in scan.map.chunks(map::SEGMENT_BLOCKS as usize) {
@@ -225,11 +241,12 @@ fn pack(
     image: &mut (impl Read + Seek),
     distinct: &[Distinct],
     order: &[u32],
-    bases: usize,
+    packing: &Packing<'_>,
     data: &mut impl Write,
     progress: &mut impl FnMut(f64),
 ) -> Result<Packed, EncodeError> {
-    let mut packed = Packed { size: 0, sha256: [0; 32], table: Vec::new(), lacking: vec![0; bases] };
+    let mut packed =
+        Packed { size: 0, sha256: [0; 32], table: Vec::new(), lacking: vec![0; packing.bases.len()] };
     let mut hash = Sha256::new();
     let groups: Vec<&[u32]> = order
         .chunk_by(|a, b| distinct[*a as usize].bases == distinct[*b as usize].bases)
@@ -248,7 +265,7 @@ fn pack(
             }
             raw.push(bytes);
         }
-        for (group, frame) in some.iter().zip(compress(&raw, workers)?) {
+        for (group, frame) in some.iter().zip(compress(&raw, packing.level, workers)?) {
             data.write_all(&frame)?;
             hash.update(&frame);
             packed.size += frame.len() as u64;
@@ -268,14 +285,14 @@ fn pack(
     Ok(packed)
 }
 
-fn compress(raw: &[Vec<u8>], workers: usize) -> io::Result<Vec<Vec<u8>>> {
+fn compress(raw: &[Vec<u8>], level: i32, workers: usize) -> io::Result<Vec<Vec<u8>>> {
     let each = raw.len().div_ceil(workers).max(1);
     std::thread::scope(|scope| {
         let running: Vec<_> = raw
             .chunks(each)
             .map(|some| {
                 scope.spawn(move || -> io::Result<Vec<Vec<u8>>> {
-                    let mut compressor = zstd::bulk::Compressor::new(LEVEL)?;
+                    let mut compressor = zstd::bulk::Compressor::new(level)?;
                     some.iter().map(|bytes| compressor.compress(bytes)).collect()
                 })
             })

@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use copal_bundle::{
     BLOCK, CHUNK, FormatError, GroupDecoder, Header, Index, ZERO,
-    encode::{Base, Encoded, encode},
+    encode::{Base, Encoded, Packing, encode},
     file, hint,
 };
 use proptest::prelude::*;
@@ -18,7 +18,14 @@ struct Made {
 
 fn make(image: &[u8], bases: &[Base]) -> Made {
     let (mut data, mut index) = (Vec::new(), Vec::new());
-    let encoded = encode(&mut Cursor::new(image), bases, &mut data, &mut index, |_| ()).unwrap();
+    let encoded = encode(
+        &mut Cursor::new(image),
+        &Packing { bases, ..Packing::default() },
+        &mut data,
+        &mut index,
+        |_| (),
+    )
+    .unwrap();
     assert_eq!((encoded.index_size, encoded.header.data_size), (index.len() as u64, data.len() as u64));
     Made { encoded, index, data }
 }
@@ -241,7 +248,13 @@ fn a_bundle_file_has_its_members_in_order_and_nothing_else() {
 #[test]
 fn an_image_that_is_not_whole_blocks_is_refused() {
     for size in [0, 1, BLOCK - 1, BLOCK + 512] {
-        let made = encode(&mut Cursor::new(vec![1; size]), &[], &mut Vec::new(), &mut Vec::new(), |_| ());
+        let made = encode(
+            &mut Cursor::new(vec![1; size]),
+            &Packing::default(),
+            &mut Vec::new(),
+            &mut Vec::new(),
+            |_| (),
+        );
         assert!(made.is_err(), "{size}");
     }
 }

@@ -126,7 +126,8 @@ impl World {
         more: &[&str],
     ) -> PathBuf {
         let file = self.path(&format!("{name}.copal"));
-        let mut args = vec!["os", "bundle", "create", "--fleet", FLEET, "--rootfs", text(image)];
+        let mut args =
+            vec!["os", "bundle", "create", "--level", "3", "--fleet", FLEET, "--rootfs", text(image)];
         args.extend(["--device-type", device_type, "--arch", self.board.arch(), "--version", version]);
         args.extend_from_slice(more);
         args.extend(["-o", text(&file)]);

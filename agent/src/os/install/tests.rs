@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use copal_bundle::encode::{Base, encode};
+use copal_bundle::encode::{Base, Packing, encode};
 use copal_protocol::documents::DocumentRef;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use proptest::prelude::*;
@@ -114,7 +114,14 @@ fn made(old: &[u8], image: &[u8], with_base: bool) -> (Vec<u8>, Vec<u8>) {
     }
     let bases = if with_base { vec![Base::from_image(old).unwrap()] } else { vec![] };
     let (mut data, mut index) = (Vec::new(), Vec::new());
-    encode(&mut Cursor::new(image), &bases, &mut data, &mut index, |_| ()).unwrap();
+    encode(
+        &mut Cursor::new(image),
+        &Packing { bases: &bases, ..Packing::default() },
+        &mut data,
+        &mut index,
+        |_| (),
+    )
+    .unwrap();
     MADE.lock().unwrap().insert(key, (index.clone(), data.clone()));
     (index, data)
 }
@@ -334,7 +341,7 @@ fn what_was_stopped_downloads_and_writes_nothing_twice() {
 
 #[test]
 fn a_stop_between_requests_loses_nothing_that_was_written() {
-    let image: Vec<u8> = (1000..1900).flat_map(block).collect();
+    let image: Vec<u8> = (1000..4600).flat_map(block).collect();
     let mut world = world_of(&block(1), image.clone(), &vec![0; image.len()], Server::default(), false);
     world.server = Arc::new(Server {
         cuts_after: Some(700_000),
