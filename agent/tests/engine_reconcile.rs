@@ -163,16 +163,13 @@ struct Device {
 }
 
 impl Device {
-    fn new(test: &str) -> Option<Self> {
+    fn new(test: &str) -> Self {
         let usable = Path::new("/var/run/docker.sock").exists() && Path::new("/bin/busybox").exists();
-        if !usable {
-            eprintln!("skipped: there is no container engine, or no /bin/busybox, on this machine");
-            return None;
-        }
+        assert!(usable, "no container engine, or no /bin/busybox: run tests/setup.sh engine");
         let prefix = format!("cptest-{test}-{}", std::process::id());
         let (durable, run_dir) = (Durable::default(), tempfile::tempdir().unwrap());
         let (targets, status, agent) = boot(&prefix, &durable, run_dir.path(), None);
-        Some(Self { prefix, durable, run_dir, targets, status, agent, seq: 0 })
+        Self { prefix, durable, run_dir, targets, status, agent, seq: 0 }
     }
 
     fn set(&mut self, app: AppTarget) {
@@ -348,7 +345,7 @@ fn awkward() -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unchanged_target_writes_nothing_to_the_engine() {
-    let Some(mut device) = Device::new("same") else { return };
+    let mut device = Device::new("same");
     let once = json!({"restart": "no", "command": ["true"]});
     let app = device.app(
         &json!({"awkward": ["a", awkward()], "once": ["a", once],
@@ -374,7 +371,7 @@ async fn an_unchanged_target_writes_nothing_to_the_engine() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_update_keeps_data_and_what_did_not_change() {
-    let Some(mut device) = Device::new("update") else { return };
+    let mut device = Device::new("update");
     let store = merged(
         quick("test -f /data/x || date > /data/x; test -f /var/lib/thing/x || date > /var/lib/thing/x"),
         &json!({"mounts": {"/data": {"type": "volume", "source": "data"}}}),
@@ -403,7 +400,7 @@ async fn an_update_keeps_data_and_what_did_not_change() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_that_ends_is_undone_with_its_last_words() {
-    let Some(mut device) = Device::new("bad") else { return };
+    let mut device = Device::new("bad");
     let app = device.app(&json!({"web": ["w1", quick("true")]}), &json!({}));
     device.set(app);
     device.applied().await;
@@ -429,7 +426,7 @@ async fn a_release_that_ends_is_undone_with_its_last_words() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_deleted_by_hand_comes_back_and_what_is_foreign_stays() {
-    let Some(mut device) = Device::new("heal") else { return };
+    let mut device = Device::new("heal");
     image(&device.prefix, "w1");
     let foreign = device.name("foreign");
     let w1 = format!("{}:w1", device.prefix);
@@ -482,7 +479,7 @@ async fn what_is_deleted_by_hand_comes_back_and_what_is_foreign_stays() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_held_in_a_container_holds_its_update() {
-    let Some(mut device) = Device::new("lock") else { return };
+    let mut device = Device::new("lock");
     let app = device.app(&json!({"web": ["w1", quick("true")]}), &json!({}));
     device.set(app);
     device.applied().await;
@@ -506,7 +503,7 @@ async fn a_lock_held_in_a_container_holds_its_update() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_secret_is_a_file_for_its_service_and_nowhere_else() {
-    let Some(mut device) = Device::new("secret") else { return };
+    let mut device = Device::new("secret");
     let web: Name = "web".parse().unwrap();
     let mut app =
         device.app(&json!({"web": ["w1", merged(quick("true"), &json!({"user": "1000:1000"}))]}), &json!({}));
@@ -532,7 +529,7 @@ async fn a_secret_is_a_file_for_its_service_and_nowhere_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strategies_and_health_on_a_real_engine() {
-    let Some(mut device) = Device::new("strategy") else { return };
+    let mut device = Device::new("strategy");
     let with = |strategy: &str, script: &str| {
         let labels = json!({"io.copal.update.strategy": strategy, "io.copal.update.handover-timeout": "1h"});
         merged(quick(script), &json!({"user": "1000:1000", "labels": labels}))
@@ -573,7 +570,7 @@ async fn strategies_and_health_on_a_real_engine() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_moment_it_converges_with_one_container_a_service() {
-    let Some(mut device) = Device::new("kill") else { return };
+    let mut device = Device::new("kill");
     let keeps = merged(
         quick("test -f /data/x || date > /data/x"),
         &json!({"mounts": {"/data": {"type": "volume", "source": "data"}}}),

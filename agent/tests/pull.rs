@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeSet,
     io::Write as _,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -26,14 +25,6 @@ use serde_json::json;
 
 mod support;
 use support::{Device, FakeCloud, Running, body};
-
-fn has_engine() -> bool {
-    let here = Path::new("/var/run/docker.sock").exists();
-    if !here {
-        eprintln!("skipped: there is no container engine on this machine");
-    }
-    here
-}
 
 struct Image {
     image: ImageRef,
@@ -131,9 +122,6 @@ impl World {
 
 #[tokio::test]
 async fn the_signed_image_arrives_and_is_let_go_again() {
-    if !has_engine() {
-        return;
-    }
     let made = image("good");
     let world = world(&made).await;
     assert_eq!(world.pulls.present(&made.image).await.unwrap(), None);
@@ -154,9 +142,6 @@ async fn the_signed_image_arrives_and_is_let_go_again() {
 
 #[tokio::test]
 async fn progress_is_told_in_bytes_to_the_end() {
-    if !has_engine() {
-        return;
-    }
     let made = image("progress");
     let world = world(&made).await;
     let total: u64 = made.image.layers.iter().map(|l| l.size).sum();
@@ -173,9 +158,6 @@ async fn progress_is_told_in_bytes_to_the_end() {
 
 #[tokio::test]
 async fn a_registry_that_serves_another_layer_or_config_is_refused() {
-    if !has_engine() {
-        return;
-    }
     let (made, other) = (image("signed"), image("swapped"));
     let swapped = |at: Digest, bytes: Vec<u8>| (at, bytes);
     for (at, bytes) in [
@@ -198,9 +180,6 @@ async fn a_registry_that_serves_another_layer_or_config_is_refused() {
 
 #[tokio::test]
 async fn a_config_that_names_other_layers_is_refused() {
-    if !has_engine() {
-        return;
-    }
     let mut made = image("mixed");
     let world = world(&made).await;
     made.image.layers.swap(0, 1);
@@ -209,9 +188,6 @@ async fn a_config_that_names_other_layers_is_refused() {
 
 #[tokio::test]
 async fn a_layer_cut_in_the_middle_goes_on_where_it_was() {
-    if !has_engine() {
-        return;
-    }
     let made = image("cut");
     let world = world(&made).await;
     let name = made.image.layers[0].digest.to_string();
@@ -235,9 +211,6 @@ async fn a_layer_cut_in_the_middle_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn a_registry_that_answers_with_a_page_is_refused() {
-    if !has_engine() {
-        return;
-    }
     let made = image("page");
     let world = world(&made).await;
     world.cloud.lie(|path| path.contains("/blobs/").then(|| body(200, "text/html", "<html>")));

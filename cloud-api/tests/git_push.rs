@@ -1,5 +1,4 @@
-//! A real git client against the real program and the machine's Docker engine. Skipped, and said so, where there is no
-//! engine.
+//! A real git client against the real program and the machine's Docker engine, which `tests/setup.sh engine` starts.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{
@@ -49,14 +48,6 @@ impl Drop for Cloud {
             }
         }
     }
-}
-
-fn engine() -> bool {
-    let there = Command::new("docker").arg("version").output().is_ok_and(|o| o.status.success());
-    if !there {
-        eprintln!("skipped: no Docker engine answers");
-    }
-    there
 }
 
 impl Cloud {
@@ -277,9 +268,6 @@ fn busybox(project: &Project) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_builds_and_says_what_became_of_it_and_everything_wrong_is_refused_with_its_reason() {
-    if !engine() {
-        return;
-    }
     let cloud = Cloud::start("amd64").await;
     let p = cloud.project("p", &[("Dockerfile", SCRATCH), ("hello.txt", "one")]);
 
@@ -386,9 +374,6 @@ async fn a_push_builds_and_says_what_became_of_it_and_everything_wrong_is_refuse
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_outlives_its_pusher_and_the_same_push_joins_it() {
-    if !engine() {
-        return;
-    }
     let cloud = Cloud::start("amd64").await;
     let p = cloud.project("p", &[]);
     busybox(&p);
@@ -424,9 +409,6 @@ async fn a_build_outlives_its_pusher_and_the_same_push_joins_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cloud_that_stops_during_a_build_says_so_and_leaves_ref_and_engine_clean() {
-    if !engine() {
-        return;
-    }
     let mut cloud = Cloud::start("amd64").await;
     let p = cloud.project("p", &[]);
     busybox(&p);
@@ -455,7 +437,7 @@ async fn a_cloud_that_stops_during_a_build_says_so_and_leaves_ref_and_engine_cle
 #[tokio::test(flavor = "multi_thread")]
 async fn an_arm64_fleet_is_built_for_on_another_machine_and_told_what_to_install_when_it_must_run_something()
 {
-    if !engine() || !cfg!(target_arch = "x86_64") {
+    if !cfg!(target_arch = "x86_64") {
         return;
     }
     let cloud = Cloud::start("arm64").await;
@@ -476,9 +458,6 @@ async fn an_arm64_fleet_is_built_for_on_another_machine_and_told_what_to_install
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_folder_can_be_uploaded_its_build_followed_and_tried_again() {
-    if !engine() {
-        return;
-    }
     let cloud = Cloud::start("amd64").await;
     let p = cloud.project("p", &[("Dockerfile", "FROM scratch\nCOPY none /\n"), ("hello.txt", "one")]);
     let post = |path: &str, body: Option<&Path>| {
@@ -530,9 +509,6 @@ async fn a_folder_can_be_uploaded_its_build_followed_and_tried_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_whose_files_did_not_change_keeps_its_image() {
-    if !engine() {
-        return;
-    }
     let cloud = Cloud::start("amd64").await;
     let compose = "services:\n  web:\n    build: web\n    depends_on: [db]\n  db:\n    build: db\n    volumes: [\"data:/data\"]\nvolumes: {data: }\n";
     let p = cloud.project(
@@ -560,9 +536,6 @@ async fn a_service_whose_files_did_not_change_keeps_its_image() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_megabytes_of_history_stream_through() {
-    if !engine() {
-        return;
-    }
     let cloud = Cloud::start("amd64").await;
     let p = cloud.project("p", &[("Dockerfile", SCRATCH), ("hello.txt", "one")]);
     let mut random = fs::File::open("/dev/urandom").unwrap().take(50 << 20);
