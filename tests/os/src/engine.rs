@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use copal_e2e::{eventually, repo::Repo};
@@ -23,7 +23,8 @@ pub const PATIENCE_S: u64 = 900;
 
 /// Turns on what `images/os/build.sh engine` made: 1 GiB, two processors.
 pub fn on(disk: &Path) -> Machine {
-    Machine::with(disk, &Parts { memory_mib: Some(1024), two_cpus: true, ..Parts::default() })
+    let patience = Some(Duration::from_secs(PATIENCE_S));
+    Machine::with(disk, &Parts { memory_mib: Some(1024), two_cpus: true, patience, ..Parts::default() })
 }
 
 /// A machine of this kind, enrolled.

@@ -32,6 +32,8 @@ pub struct Parts {
     pub memory_mib: Option<u32>,
     /// Two processors instead of one.
     pub two_cpus: bool,
+    /// How long it may take to say or do what is waited for; [`PATIENCE`] unless said otherwise.
+    pub patience: Option<Duration>,
 }
 
 /// A machine with power. Without, once dropped.
@@ -41,6 +43,7 @@ pub struct Machine {
     console: Arc<Console>,
     /// Lines that were waited for already.
     cursor: usize,
+    patience: Duration,
     dir: TempDir,
 }
 
@@ -109,7 +112,7 @@ impl Machine {
         let console = Arc::new(Console { lines: Mutex::default(), more: Condvar::new() });
         let (reader, killer) = (console.clone(), child.clone());
         std::thread::spawn(move || read_console(stdout, &reader, &killer));
-        Self { disk, child, console, cursor: 0, dir }
+        Self { disk, child, console, cursor: 0, patience: parts.patience.unwrap_or(PATIENCE), dir }
     }
 
     /// Cuts the power: SIGKILL.
@@ -170,14 +173,14 @@ impl Machine {
     }
 
     fn wait<T>(&self, what: &str, probe: impl Fn(&Lines) -> Option<T>) -> T {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + self.patience;
         let mut lines = self.lines();
         loop {
             if let Some(found) = probe(&lines) {
                 return found;
             }
             let left = until.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "the machine did not say within {PATIENCE:?}: {what}");
+            assert!(!left.is_zero(), "the machine did not say within {:?}: {what}", self.patience);
             assert!(!lines.ended, "the machine ended before: {what}; {}", self.qemu_said());
             lines = self.console.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
