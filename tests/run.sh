@@ -60,22 +60,33 @@ stage_lint() {
 stage_build() {
     check 'build' cargo build --quiet --locked --workspace
 }
+# `--test` words for the test programs of some folders. With `-p` crates would be built again, with that package's features alone.
+programs_of() {
+    find "$@" -maxdepth 2 -path '*/tests/*.rs' -printf '--test\n%f\n' | sed 's/\.rs$//'
+}
 stage_unit() {
-    tests 'unit' cargo test --quiet --locked --no-fail-fast --workspace --exclude copal-e2e --exclude copal-os-tests
+    local programs
+    mapfile -t programs < <(programs_of agent cli cloud-api crates/*)
+    tests 'unit' cargo test --quiet --locked --no-fail-fast --workspace --lib --bins "${programs[@]}"
 }
 stage_e2e() {
+    local programs
+    mapfile -t programs < <(programs_of tests/e2e)
     check 'build' cargo build --quiet --locked --workspace
     # Each test starts a cloud and devices of its own; two at a time suit two cores.
-    tests 'end to end' cargo test --quiet --locked --no-fail-fast -p copal-e2e -- --test-threads="${COPAL_E2E_THREADS:-2}"
+    tests 'end to end' cargo test --quiet --locked --no-fail-fast --workspace "${programs[@]}" -- \
+        --test-threads="${COPAL_E2E_THREADS:-2}"
 }
 stage_os() {
+    local programs
+    mapfile -t programs < <(programs_of tests/os)
     check 'set-up: os' tests/setup.sh "os${COPAL_OS_FULL:+engine}"
     check 'build' cargo build --quiet --locked --workspace
     check 'operating system image' images/os/build.sh
     # Its agent is this machine's own build.
     [ "$(uname -m)" != x86_64 ] || check 'operating system image, GRUB' images/os/build.sh grub
     # One machine at a time: each emulates a processor. The long half runs with COPAL_OS_FULL=1 (`make test-os`).
-    tests 'operating system updates' cargo test --quiet --locked --no-fail-fast -p copal-os-tests -- \
+    tests 'operating system updates' cargo test --quiet --locked --no-fail-fast --workspace "${programs[@]}" -- \
         --test-threads=1 ${COPAL_OS_FULL:+--include-ignored}
 }
 stage_browser() {
