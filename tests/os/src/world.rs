@@ -72,7 +72,12 @@ impl World {
 
     /// Waits until the cloud's view of the machine is as `probe` wants it.
     pub async fn until(&self, what: &str, probe: impl Fn(&Value) -> bool) -> Value {
-        eventually(what, PATIENCE_S, || async {
+        self.until_within(PATIENCE_S, what, probe).await
+    }
+
+    /// The same for what may take more seconds.
+    pub async fn until_within(&self, seconds: u64, what: &str, probe: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, seconds, || async {
             let device = self.device().await?;
             if probe(&device) { Ok(device) } else { Err(device.to_string()) }
         })
