@@ -24,7 +24,7 @@ use crate::{
     devices::documents::envelope,
     error::{Problem, Result},
     releases::{
-        self, Line,
+        self, Line, ReleaseStatus,
         rows::{self, ReleaseRow},
     },
     rollouts,
@@ -39,6 +39,7 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(document))
         .routes(routes!(deploy))
         .routes(routes!(retry))
+        .routes(routes!(withdraw))
         .routes(routes!(window))
 }
 
@@ -73,6 +74,8 @@ pub struct HostRelease {
     pub signed_by: Vec<Signature>,
     /// Whether it is what the fleet should run.
     pub is_target: bool,
+    /// Why it was taken back: no device is given it. Absent where it may be deployed.
+    pub withdrawn: Option<String>,
     /// How many devices were given it.
     pub devices_given: u64,
     /// How many run it, no longer on trial.
@@ -138,6 +141,27 @@ pub struct Retried {
     pub devices: Vec<String>,
     /// How many were asked.
     pub count: u64,
+}
+
+/// Taking a host release back.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Withdraw {
+    /// Why, for everybody who looks at it later; at most 4,000 bytes.
+    reason: String,
+    /// True: it may be deployed again after all. Nothing goes back to it by itself.
+    undo: bool,
+}
+
+/// What came of taking a host release back.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Withdrawn {
+    /// The release.
+    pub release: HostRelease,
+    /// What the fleet should run of this line from now on; absent where there is nothing to go back to, and what runs goes on.
+    pub target: Option<String>,
+    /// Devices that had been given it.
+    pub devices: u64,
 }
 
 /// When devices may reboot.
@@ -283,6 +307,32 @@ pub(crate) async fn retry(
     Ok(Json(Retried { release: row.id, devices, count }))
 }
 
+/// Takes a host release back: no device is given it any more, and whoever was goes back to what it was to run before.
+#[utoipa::path(post, path = "/fleets/{slug}/host-releases/{id}/withdraw", tag = "host releases", request_body = Withdraw,
+    params(("slug" = String, Path, description = "The fleet."), ("id" = String, Path, description = "The release.")),
+    responses((status = 200, body = Withdrawn), (status = 404, description = "`not_found`"),
+        (status = 422, description = "`reason_missing`, `reason_too_long`")))]
+pub(crate) async fn withdraw(
+    State(app): State<App>,
+    caller: Caller,
+    Path((slug, id)): Path<(String, String)>,
+    Json(wanted): Json<Withdraw>,
+) -> Result<Json<Withdrawn>> {
+    let fleet = allowed(&app, &caller, &slug, Act::Deploy).await?;
+    let row = release(&app, &fleet, &id).await?;
+    let (target, devices) = if wanted.undo {
+        rollouts::restore(&app, &caller, &fleet, &row).await?;
+        let target = if row.line()? == Line::Os { &fleet.target_os } else { &fleet.target_agent };
+        (target.clone(), 0)
+    } else {
+        let done = rollouts::withdraw(&app, &caller, &fleet, &row, &wanted.reason).await?;
+        (done.target, done.devices)
+    };
+    let fleet = allowed(&app, &caller, &slug, Act::Deploy).await?;
+    let Json(release) = one(&app, &fleet, &id).await?;
+    Ok(Json(Withdrawn { release, target, devices }))
+}
+
 /// Sets when the devices of a fleet may reboot into another operating system.
 #[utoipa::path(put, path = "/fleets/{slug}/reboot-window", tag = "host releases", request_body = RebootWindow,
     params(("slug" = String, Path, description = "The fleet.")),
@@ -361,6 +411,7 @@ fn view(
         payloads: payloads.collect(),
         signed_by: signed_by(root, &row.envelope()?),
         is_target: target.as_deref() == Some(&row.id),
+        withdrawn: (row.status()? == ReleaseStatus::Invalidated).then(|| row.note.clone()),
         id: row.id,
         fleet: fleet.slug.clone(),
         line,

@@ -52,7 +52,8 @@ pub(crate) fn fits(candidate: &Candidate, root: &Root, place: &Place<'_>) -> Res
     match candidate.status {
         ReleaseStatus::Final | ReleaseStatus::Draft => {}
         ReleaseStatus::Invalidated => {
-            return refuse("release_invalidated", format!("Release {version} was invalidated."));
+            let how = if line == Line::App { "invalidated" } else { "withdrawn" };
+            return refuse("release_invalidated", format!("Release {version} was {how}."));
         }
         ReleaseStatus::AwaitingSignature => {
             return refuse(

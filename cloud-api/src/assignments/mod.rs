@@ -28,7 +28,7 @@ use crate::{
     bus::Event,
     devices::{memory::Mark, rows},
     error::{Problem, Result},
-    releases::{self, Line, line::by_line},
+    releases::{self, Line, ReleaseStatus, line::by_line},
     store::Tx,
     variables::resolve::{self, Variable},
 };
@@ -287,7 +287,8 @@ impl<'a> Work<'a> {
             *if line == Line::Os { &mut targets.os } else { &mut targets.agent } =
                 target(row, line, chosen.as_deref());
         }
-        if targets.app.is_none() && targets.os.is_none() && targets.agent.is_none() {
+        let had_none = row.release_id.is_none() && row.os_id.is_none() && row.agent_id.is_none();
+        if had_none && targets.app.is_none() && targets.os.is_none() && targets.agent.is_none() {
             self.hold_back(tx, row, Line::App, held_back.as_ref()).await?;
             return Ok(seq);
         }
@@ -368,10 +369,12 @@ impl<'a> Work<'a> {
             Some(id) => self.candidate(tx, setting, id).await?,
             None => None,
         };
+        // An operating system or agent that was withdrawn is nobody's target any more; where it runs, it goes on without one.
+        let given = given.filter(|c| line == Line::App || c.status != ReleaseStatus::Invalidated);
         let Some(wanted) = of.pinned.or_else(|| setting.targets.get(&line)) else {
             return Ok((given, None));
         };
-        if of.given == Some(wanted) {
+        if of.given == Some(wanted) && (line == Line::App || given.is_some()) {
             // It has it: an invalidated release runs on where it runs.
             return Ok((given, None));
         }

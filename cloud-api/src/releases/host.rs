@@ -11,7 +11,7 @@ use copal_protocol::{
 };
 use serde_json::json;
 
-use super::{Line, index, rows};
+use super::{Line, ReleaseStatus, index, rows};
 use crate::{
     app::{self, App},
     audit,
@@ -101,6 +101,18 @@ pub async fn create(app: &App, caller: &Caller, fleet: &FleetRow, bytes: &[u8]) 
     tx.commit().await?;
     super::tell(app, fleet.fleet_id, &id);
     Ok(id)
+}
+
+/// Takes a host release back, with the reason, or lets it be deployed again.
+pub(crate) async fn set_withdrawn(tx: &mut Tx, id: &str, reason: Option<&str>) -> Result<()> {
+    let status = if reason.is_some() { ReleaseStatus::Invalidated } else { ReleaseStatus::Final };
+    sqlx::query("UPDATE releases SET status = $2, note = $3 WHERE id = $1")
+        .bind(id)
+        .bind(status.as_str())
+        .bind(reason.unwrap_or_default())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
 }
 
 /// The document, as a device of the right kind would accept it.

@@ -7,7 +7,7 @@
 //! prepare → built ──publish──→ draft ──finalise──→ awaiting_signature ──signatures──→ final ⇄ invalidated
 //!             └─discard→ gone       └───────────────(mode builder)──────────────────↗
 //! ```
-//! A host release comes signed, and is final at once. [`Line`] says what a release is a version of.
+//! A host release comes signed, and is final at once; withdrawn it is `invalidated`, with the reason as its note. [`Line`] says what a release is a version of.
 
 mod change;
 pub(crate) mod host;
@@ -29,6 +29,7 @@ use copal_protocol::{
 
 pub use change::{add_signatures, finalise, publish, set_invalidated, set_note};
 pub use host::create as create_host;
+pub(crate) use host::set_withdrawn;
 pub use line::Line;
 pub use make::prepare;
 pub(crate) use rows::candidate;
@@ -80,7 +81,7 @@ pub enum ReleaseStatus {
     AwaitingSignature,
     /// May run.
     Final,
-    /// Taken back: runs on where it runs, and goes nowhere else.
+    /// Taken back. Of an app: runs on where it runs, and goes nowhere else. Of a host release: see `rollouts::withdraw`.
     Invalidated,
 }
 

@@ -8,11 +8,13 @@
 //! first step of that rollout, and is lifted.
 //!
 //! Operating systems and agents go the same ways, each line with a target and pins of its own; a fleet follows none of
-//! their newest by itself, since each costs a reboot or a restart that a person should have asked for.
+//! their newest by itself, since each costs a reboot or a restart that a person should have asked for. One that is withdrawn
+//! leaves every target and pin at once (`withdraw`): those go back to what they were before.
 
 mod pick;
 #[cfg(test)]
 mod tests;
+mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -39,6 +41,7 @@ use crate::{
     },
 };
 use pick::Target;
+pub(crate) use withdraw::{restore, withdraw};
 
 /// What to deploy, and where.
 #[derive(Debug, Clone)]
@@ -77,7 +80,7 @@ impl Deploy {
     }
 }
 
-/// What came of it.
+/// What came of a deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deployed {
     /// The release.
@@ -140,7 +143,11 @@ pub async fn deploy(app: &App, caller: &Caller, fleet: &FleetRow, deploy: &Deplo
         let pin = by_line!(
             line,
             "UPDATE devices SET ",
-            "pinned_release" | "pinned_os" | "pinned_agent",
+            "pinned_release"
+                | "before_os = CASE WHEN pinned_os IS NOT DISTINCT FROM $2 THEN before_os
+                    ELSE SUBSTR(COALESCE(pinned_os, '-') || ',' || before_os, 1, 1300) END, pinned_os"
+                | "before_agent = CASE WHEN pinned_agent IS NOT DISTINCT FROM $2 THEN before_agent
+                    ELSE SUBSTR(COALESCE(pinned_agent, '-') || ',' || before_agent, 1, 1300) END, pinned_agent",
             " = $2 WHERE device_id = $1"
         );
         for target in &targets {
@@ -150,7 +157,11 @@ pub async fn deploy(app: &App, caller: &Caller, fleet: &FleetRow, deploy: &Deplo
         let aim = by_line!(
             line,
             "UPDATE fleets SET ",
-            "target_release" | "target_os" | "target_agent",
+            "target_release"
+                | "before_os = CASE WHEN target_os IS NOT DISTINCT FROM $2 THEN before_os
+                    ELSE SUBSTR(COALESCE(target_os || ',', '') || before_os, 1, 1300) END, target_os"
+                | "before_agent = CASE WHEN target_agent IS NOT DISTINCT FROM $2 THEN before_agent
+                    ELSE SUBSTR(COALESCE(target_agent || ',', '') || before_agent, 1, 1300) END, target_agent",
             " = $2 WHERE fleet_id = $1"
         );
         sqlx::query(aim).bind(fleet.fleet_id.to_string()).bind(&release).execute(&mut *tx).await?;
@@ -165,8 +176,8 @@ pub async fn deploy(app: &App, caller: &Caller, fleet: &FleetRow, deploy: &Deplo
             line,
             "UPDATE devices SET ",
             "pinned_release = NULL WHERE pinned_release"
-                | "pinned_os = NULL WHERE pinned_os"
-                | "pinned_agent = NULL WHERE pinned_agent",
+                | "pinned_os = NULL, before_os = '' WHERE pinned_os"
+                | "pinned_agent = NULL, before_agent = '' WHERE pinned_agent",
             " = $2 AND fleet_id = $1"
         );
         sqlx::query(lift).bind(fleet.fleet_id.to_string()).bind(&release).execute(&mut *tx).await?;
@@ -228,7 +239,9 @@ pub async fn pin_device(
 /// When the database fails.
 pub async fn unpin_host(app: &App, caller: &Caller, fleet: &FleetRow, device: DeviceId) -> Result<()> {
     let mut tx = app.db.write().await?;
-    sqlx::query("UPDATE devices SET pinned_os = NULL, pinned_agent = NULL WHERE device_id = $1")
+    sqlx::query(
+        "UPDATE devices SET pinned_os = NULL, before_os = '', pinned_agent = NULL, before_agent = '' WHERE device_id = $1",
+    )
         .bind(device.to_string())
         .execute(&mut *tx)
         .await?;

@@ -18,6 +18,7 @@ use sqlx::{
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
     (2, "host", include_str!("../../migrations/0002_host.sql")),
+    (3, "withdraw", include_str!("../../migrations/0003_withdraw.sql")),
 ];
 
 /// The database.

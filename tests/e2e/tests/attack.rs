@@ -73,6 +73,7 @@ async fn a_token_of_one_fleet_opens_no_route_of_another() {
                 ("put", "variables") => r#"{"name":"A","value":"b"}"#,
                 ("post", "uploads") => blob.as_str(),
                 ("post", "deploy" | "retry") if path.contains("/host-releases/") => r#"{"all":true}"#,
+                ("post", "withdraw") => r#"{"reason":"mine"}"#,
                 ("post", "deploy") => r#"{"release":"latest"}"#,
                 _ => "{}",
             };

@@ -1,5 +1,7 @@
 //! Operating systems and agents: taken, deployed, fetched by devices, reported.
 
+mod withdraw;
+
 use axum::{
     body::Body,
     http::{Request, StatusCode, header},
