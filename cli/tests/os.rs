@@ -189,6 +189,77 @@ fn it_is_deployed_at_once_where_that_was_asked_and_nothing_is_sent_where_the_pla
     assert_eq!(world.fails(&["os", "window", "porch", "tonight"]).0, 2);
 }
 
+/// The fake server has one release, and this device.
+fn with_device(device: Value) -> (World, String) {
+    let world = World::with_fleet();
+    let file = signed(&world, b"agent");
+    world.ok(&["os", "release", "porch", file.to_str().unwrap()], "");
+    let id = "ab".repeat(32);
+    let told = json!({ "release": id, "version": "1.2.3", "devices": 1, "seqs": {}, "dry_run": false });
+    world.answer(&format!("POST /fleets/porch/host-releases/{id}/deploy"), (200, told.to_string()));
+    world.answer("GET /fleets/porch/devices", (200, json!({ "items": [device], "next": null }).to_string()));
+    (world, id)
+}
+
+#[test]
+fn a_deployment_is_waited_for_and_says_with_its_exit_code_how_it_ended() {
+    let wait = ["os", "deploy", "porch", "1.2.3", "--all", "--wait", "--timeout", "0"];
+    let device = |agent: Value| json!({ "device_id": "01".repeat(16), "name": "north", "state": "accepted", "on_target": false, "agent": agent });
+    let id = "ab".repeat(32);
+    let (world, _) = with_device(device(json!({ "release": id, "target": { "release": id } })));
+    let output = world.run(&wait, "");
+    assert!(output.status.success());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("1 device(s) run it"));
+
+    let trial = json!({ "stage": "agent_trial", "done": 0, "total": 0 });
+    let under_way = json!({ "release": id, "target": { "release": id }, "progress": trial });
+    let (world, _) = with_device(device(under_way));
+    let (code, error) = world.fails(&wait);
+    assert_eq!(code, 7, "{error}");
+    assert!(error.contains("not_on_target") && error.contains("north"), "{error}");
+
+    let why = json!({ "code": "agent_exec", "message": "for another machine", "release": id });
+    let failed = json!({ "target": { "release": id }, "failed": id, "reason": why });
+    let (world, _) = with_device(device(failed));
+    let (code, error) = world.fails(&wait);
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("device_failed") && error.contains("for another machine"), "{error}");
+
+    let (world, _) = with_device(device(json!({ "target": { "release": "cd".repeat(32) } })));
+    let (code, error) = world.fails(&wait);
+    assert_eq!((code, error.contains("target_changed")), (1, true), "{error}");
+}
+
+#[test]
+fn a_release_is_taken_back_with_a_reason_and_a_device_follows_its_fleet_again() {
+    let (world, id) = with_device(json!({}));
+    let withdraw = format!("POST /fleets/porch/host-releases/{id}/withdraw");
+    let answer = json!({ "release": { "id": id }, "target": null, "devices": 3 });
+    world.answer(&withdraw, (200, answer.to_string()));
+    let body = |world: &World, key: &str| {
+        let state = world.state.lock().unwrap();
+        let (_, body) = state.seen.iter().rev().find(|(seen, _)| seen == key).unwrap();
+        serde_json::from_str::<Value>(body).unwrap()
+    };
+    let said = world.ok(&["os", "withdraw", "porch", "1.2.3", "--reason", "too hot"], "");
+    assert!(said.contains("3 device(s) were given it") && said.contains("to run nothing"), "{said}");
+    assert_eq!(body(&world, &withdraw), json!({ "reason": "too hot" }));
+    let said = world.ok(&["os", "withdraw", "porch", "1.2.3", "--undo"], "");
+    assert!(said.contains("may be deployed again"), "{said}");
+    assert_eq!(body(&world, &withdraw), json!({ "undo": true }));
+    for wrong in [
+        &["os", "withdraw", "porch", "1.2.3"][..],
+        &["os", "withdraw", "porch", "1.2.3", "--undo", "--reason", "x"],
+    ] {
+        assert_eq!(world.fails(wrong).0, 2, "{wrong:?}");
+    }
+    let deploy = format!("POST /fleets/porch/host-releases/{id}/deploy");
+    world.answer(&deploy, problem(409, "release_invalidated", "Release 1.2.3 was withdrawn."));
+    let (code, error) = world.fails(&["os", "deploy", "porch", "1.2.3", "--all"]);
+    assert_eq!(code, 3, "{error}");
+    assert!(error.contains("copal os withdraw porch 1.2.3 --undo"), "{error}");
+}
+
 #[test]
 fn what_no_device_would_take_is_refused_before_a_byte_is_sent() {
     let world = World::with_fleet();

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 pub use bundle::{AgentCommand, BundleCommand, BundleCreate, BundleWords, Floor};
 use clap::{Args, Parser, Subcommand};
-pub use os::{OsCommand, OsDeploy, OsRelease, Place, WindowArg};
+pub use os::{OsCommand, OsDeploy, OsRelease, OsWithdraw, Place, WindowArg};
 pub use owner::{
     CloudArgs, FleetCommand, FleetCreate, KeyRole, KeysCommand, LockArgs, Login, Mode, PolicyArgs,
     RootCommand, Terminal,

@@ -32,6 +32,13 @@ pub enum OsCommand {
     },
     /// Say which operating system or agent devices should run
     Deploy(OsDeploy),
+    /// Take an operating system or agent back: no device is given it any more
+    Withdraw(OsWithdraw),
+    /// Let a device follow its fleet's operating system and agent again
+    Unpin {
+        /// Id, beginning of it, or name
+        device: String,
+    },
     /// Ask devices that undid a release to try it again
     Retry {
         /// The fleet
@@ -115,6 +122,28 @@ pub struct OsDeploy {
     /// Only say how many devices it would be
     #[arg(long)]
     pub dry_run: bool,
+    /// Wait until the devices run it and keep it, or one gives up
+    #[arg(long)]
+    pub wait: bool,
+    /// Seconds to wait
+    #[arg(long, default_value_t = 3600, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+/// Withdraw.
+#[derive(Debug, Args)]
+pub struct OsWithdraw {
+    /// The fleet
+    #[arg(value_name = "FLEET")]
+    pub which: String,
+    /// Id, beginning of it, version, or latest
+    pub release: String,
+    /// Why: it is shown wherever the release is listed
+    #[arg(long, required_unless_present = "undo")]
+    pub reason: Option<String>,
+    /// It is good after all: it may be deployed again
+    #[arg(long, conflicts_with = "reason")]
+    pub undo: bool,
 }
 
 #[cfg(test)]

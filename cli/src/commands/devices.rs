@@ -102,7 +102,7 @@ fn parse_tags(words: &[String]) -> Result<Map<String, Value>> {
         .collect()
 }
 
-async fn patch(ctx: &Context, api: &Api, device: &Value, verb: &str, body: &Value) -> Result<()> {
+pub(super) async fn patch(ctx: &Context, api: &Api, device: &Value, verb: &str, body: &Value) -> Result<()> {
     let id = text(device, "device_id");
     let what = format!("{verb} device {}", text(device, "name"));
     let changed = api.call(&what, Method::PATCH, &format!("/devices/{}", seg(&id)), Some(body)).await?;

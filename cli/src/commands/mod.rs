@@ -13,6 +13,7 @@ mod releases;
 mod roots;
 mod status;
 mod variables;
+mod wait;
 
 use clap::CommandFactory as _;
 

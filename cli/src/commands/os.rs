@@ -13,8 +13,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::wait::{Awaited, Line, wait};
 use crate::{
-    args::{OsCommand, OsDeploy, OsRelease, Place},
+    args::{OsCommand, OsDeploy, OsRelease, OsWithdraw, Place},
     context::{Context, Fleet},
     failure::{Failure, Result},
     http::{Api, seg},
@@ -32,7 +33,18 @@ pub(super) async fn run(ctx: &Context, command: OsCommand) -> Result<()> {
             let fleet = ctx.fleet(&api, Some(&which)).await?;
             let path = format!("/fleets/{}/host-releases", seg(&fleet.slug));
             let releases = api.some("list the operating systems", &path, "", limit).await?;
-            let columns = ["release", "kind", "version", "for", "made", "size", "given", "running", "target"];
+            let columns = [
+                "release",
+                "kind",
+                "version",
+                "for",
+                "made",
+                "size",
+                "given",
+                "running",
+                "target",
+                "withdrawn",
+            ];
             ctx.out.list(&releases, &columns, |r| {
                 vec![
                     short(&text(r, "id")),
@@ -44,6 +56,7 @@ pub(super) async fn run(ctx: &Context, command: OsCommand) -> Result<()> {
                     text(r, "devices_given"),
                     text(r, "devices_on"),
                     text(r, "is_target"),
+                    text(r, "withdrawn"),
                 ]
             });
             Ok(())
@@ -55,7 +68,13 @@ pub(super) async fn run(ctx: &Context, command: OsCommand) -> Result<()> {
             ctx.out.result(&found, || human(&found));
             Ok(())
         }
-        OsCommand::Deploy(args) => deploy(ctx, &ctx.api()?, args).await,
+        OsCommand::Deploy(args) => Box::pin(deploy(ctx, &ctx.api()?, args)).await,
+        OsCommand::Withdraw(args) => withdraw(ctx, &ctx.api()?, args).await,
+        OsCommand::Unpin { device } => {
+            let api = ctx.api()?;
+            let found = ctx.device(&api, &device).await?;
+            super::devices::patch(ctx, &api, &found, "unpin", &json!({ "unpin_host": true })).await
+        }
         OsCommand::Retry { which, release, place } => {
             let api = ctx.api()?;
             let fleet = ctx.fleet(&api, Some(&which)).await?;
@@ -116,6 +135,7 @@ fn human(release: &Value) -> String {
         ("made", when(&release["created_at"])),
         ("size here", release["size"].as_u64().map(bytes).unwrap_or_default()),
         ("signed by", signed_by(release)),
+        ("withdrawn", text(release, "withdrawn")),
         ("fleet's target", text(release, "is_target")),
         ("given to", format!("{} device(s)", text(release, "devices_given"))),
         ("runs on", format!("{} device(s)", text(release, "devices_on"))),
@@ -185,11 +205,60 @@ async fn deploy(ctx: &Context, api: &Api, args: OsDeploy) -> Result<()> {
     if args.dry_run {
         body["dry_run"] = json!(true);
     }
-    let answer = api.call(&what, Method::POST, &path(&fleet, &found, "/deploy"), Some(&body)).await?;
+    let answer = api.call(&what, Method::POST, &path(&fleet, &found, "/deploy"), Some(&body)).await;
+    let answer = answer.map_err(|failure| match failure.code.as_str() {
+        "release_invalidated" => {
+            let (slug, word) = (&fleet.slug, &args.release);
+            failure.next(format!("if it is good after all: copal os withdraw {slug} {word} --undo"))
+        }
+        _ => failure,
+    })?;
+    if let Some(tag) = args.place.tag.as_deref().filter(|_| answer["devices"] == 0) {
+        // A misspelt tag must not pass for a deployment.
+        return Err(Failure::not_found(what, format!("no device of fleet {} has the tag {tag}", fleet.slug))
+            .next(format!("copal device list {}; copal device tag DEVICE {tag}", fleet.slug)));
+    }
     ctx.out.result(&answer, || {
         let verb = if args.dry_run { "would be told" } else { "are told" };
         let (count, version) = (text(&answer, "devices"), text(&answer, "version"));
         format!("{count} device(s) {verb} to run {} {version}", text(&found, "line"))
+    });
+    if !args.wait || args.dry_run {
+        return Ok(());
+    }
+    let ids = body["devices"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let awaited = Awaited {
+        fleet: &fleet.slug,
+        line: Line::Host(if found["line"] == "agent" { "agent" } else { "os" }),
+        release: &text(&found, "id"),
+        ids: &ids.map(str::to_owned).collect::<Vec<_>>(),
+        tag: args.place.tag.as_deref(),
+        count: answer["devices"].as_u64().unwrap_or(0),
+        limit: Duration::from_secs(args.timeout),
+    };
+    Box::pin(wait(ctx, api, &awaited)).await
+}
+
+async fn withdraw(ctx: &Context, api: &Api, args: OsWithdraw) -> Result<()> {
+    let fleet = ctx.fleet(api, Some(&args.which)).await?;
+    let found = find(api, &fleet, &args.release).await?;
+    let what = format!("withdraw {}", args.release);
+    let body = match &args.reason {
+        Some(reason) => json!({ "reason": reason }),
+        None => json!({ "undo": true }),
+    };
+    let answer = api.call(&what, Method::POST, &path(&fleet, &found, "/withdraw"), Some(&body)).await?;
+    ctx.out.result(&answer, || {
+        let named = format!("{} {}", text(&found, "line"), text(&found, "version"));
+        if args.undo {
+            return format!("{named} may be deployed again; no device is told to run it by that");
+        }
+        let target = text(&answer, "target");
+        let target = if target.is_empty() { "nothing".to_owned() } else { short(&target) };
+        format!(
+            "{named} is withdrawn; {} device(s) were given it and go back to what they were to run before. The fleet is to run {target}",
+            text(&answer, "devices")
+        )
     });
     Ok(())
 }

@@ -9,11 +9,14 @@ use copal_protocol::{
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 
-use super::{devices::reason, fleets::short_id};
+use super::{
+    fleets::short_id,
+    wait::{Awaited, Line, wait},
+};
 use crate::{
     args::{Deploy, ReleaseCommand},
     context::{Context, passphrase_of},
-    failure::{Failure, Kind, Result},
+    failure::{Failure, Result},
     http::{Api, seg},
     inspect::{self, Signable},
     output::{ago, bytes, pairs, short, signed_by, table, text, when},
@@ -146,8 +149,16 @@ async fn deploy(ctx: &Context, api: &Api, args: Deploy) -> Result<()> {
     if !args.wait || args.dry_run {
         return Ok(());
     }
-    let tag = args.tag.as_deref();
-    Box::pin(wait(ctx, api, &fleet, &release, &ids, tag, Duration::from_secs(args.timeout))).await
+    let awaited = Awaited {
+        fleet: &fleet,
+        line: Line::App,
+        release: &release,
+        ids: &ids,
+        tag: args.tag.as_deref(),
+        count: answer["devices"].as_u64().unwrap_or(0),
+        limit: Duration::from_secs(args.timeout),
+    };
+    Box::pin(wait(ctx, api, &awaited)).await
 }
 
 /// Says what to do about a release that cannot be deployed as it stands.
@@ -159,59 +170,6 @@ pub(super) fn not_deployable(failure: Failure, word: &str) -> Failure {
         _ => return failure,
     };
     failure.next(next)
-}
-
-/// Reasons after which a device does not try by itself any more.
-const FINAL_REASONS: &[&str] = &["rolled_back", "parked", "conflict"];
-
-/// Waits until the devices run what they were told. A device that gave up ends it.
-async fn wait(
-    ctx: &Context,
-    api: &Api,
-    fleet: &str,
-    release: &str,
-    ids: &[String],
-    tag: Option<&str>,
-    limit: Duration,
-) -> Result<()> {
-    let what = format!("deploy {}", short(release));
-    let deadline = tokio::time::Instant::now() + limit;
-    let query = tag.map(|tag| format!("&tag={}", seg(tag))).unwrap_or_default();
-    loop {
-        let devices = api.all(&what, &format!("/fleets/{}/devices", seg(fleet)), &query).await?;
-        let told: Vec<&Value> = devices
-            .iter()
-            .filter(|d| ids.is_empty() || ids.contains(&text(d, "device_id")))
-            .filter(|d| !matches!(text(d, "state").as_str(), "revoked" | "rejected" | "pending"))
-            // A device pinned elsewhere is not moved by its fleet.
-            .filter(|d| release == "latest" || target_of(d).is_empty() || target_of(d) == release)
-            .collect();
-        let missing: Vec<&&Value> = told.iter().filter(|d| d["on_target"] != true).collect();
-        if missing.is_empty() {
-            ctx.out.remark(format!("{} device(s) run it", told.len()));
-            return Ok(());
-        }
-        let gave_up = missing.iter().find(|d| {
-            let code = text(&d["reason"], "code");
-            FINAL_REASONS.contains(&code.as_str()) || code.starts_with("E_")
-        });
-        if let Some(device) = gave_up {
-            let why = format!("device {} gave up: {}", text(device, "name"), reason(device));
-            return Err(Failure::new(Kind::Failure, "device_failed", what, why)
-                .next(format!("copal device show {}", text(device, "name"))));
-        }
-        if tokio::time::Instant::now() >= deadline {
-            let first =
-                missing.first().map(|d| format!("{}: {}", text(d, "name"), reason(d))).unwrap_or_default();
-            let why = format!("{} of {} device(s) are not there yet ({first})", missing.len(), told.len());
-            return Err(Failure::new(Kind::Timeout, "not_on_target", what, why).next("copal status"));
-        }
-        tokio::time::sleep(Duration::from_secs(2)).await;
-    }
-}
-
-fn target_of(device: &Value) -> String {
-    text(&device["target"], "release")
 }
 
 async fn sign(ctx: &Context, api: &Api, word: &str, no_build_record: bool) -> Result<()> {

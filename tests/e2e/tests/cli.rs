@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 use copal_e2e::{
     device::Device,
     engine, eventually,
-    owner::Owner,
+    owner::{Owner, arch},
     repo::{Repo, STAY},
     text, unique,
     world::World,
@@ -408,6 +408,88 @@ async fn what_goes_wrong_has_its_exit_code_and_says_what_to_do() {
     assert_eq!(world.cloud.url, url);
     world.owner.ok(&["logout"]).await;
     fails_and_says(&world.owner, &["status", "porch"], 3, "not_signed_in", "copal login").await;
+}
+
+/// Bundles a file as an agent and signs it.
+async fn agent_bundle(world: &World, version: &str, binary: &[u8]) -> String {
+    let folder = world.owner.home.path();
+    let (file, out) = (folder.join(version), folder.join(format!("{version}.copal")));
+    std::fs::write(&file, binary).unwrap();
+    let (file, out) = (file.to_str().unwrap(), out.to_str().unwrap());
+    let words = ["agent", "bundle", "--binary", file, "--arch", arch(), "--version", version, "-o", out];
+    world.owner.ok(&[&words[..], &["--fleet", &world.fleet]].concat()).await;
+    world.owner.ok(&["os", "bundle", "sign", out, "--yes"]).await;
+    out.to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_is_released_waited_for_unpinned_and_withdrawn_by_the_command_line() {
+    let world = World::new(1).await;
+    let owner = &world.owner;
+    let name = world.devices[0].prefix.clone();
+    let name = name.as_str();
+    eventually("it joined", 60, || async {
+        let list = owner.json(&["device", "list"]).await;
+        if items(&list).len() == 1 { Ok(()) } else { Err(list.to_string()) }
+    })
+    .await;
+    assert_eq!(owner.ok(&["os", "list", "porch"]).await.trim(), "none");
+    fails_and_says(owner, &["os", "deploy", "porch", "latest", "--all"], 4, "not_found", "copal os release")
+        .await;
+
+    // This agent, with bytes at its end that no loader reads: another file, the same program.
+    let mut binary = std::fs::read(copal_e2e::binary("copal-agent")).unwrap();
+    binary.extend([1; 16]);
+    let good = agent_bundle(&world, "9.0.0", &binary).await;
+    let made = owner.json(&["os", "release", "porch", &good]).await;
+    let good = field(&made["release"], "id");
+    assert!(owner.ok(&["os", "list", "porch"]).await.contains("9.0.0"));
+    fails(owner, &["os", "deploy", "porch", "9.0.0"], 2, "usage").await;
+    let misspelt = ["os", "deploy", "porch", "9.0.0", "--tag", "ring=canray", "--wait"];
+    fails_and_says(owner, &misspelt, 4, "not_found", "device tag").await;
+    let one = ["os", "deploy", "porch", "9.0.0", "--device", name, "--wait", "--timeout", "120"];
+    let dry = owner.json(&[&one[..], &["--dry-run"]].concat()).await;
+    assert_eq!((dry["dry_run"].as_bool(), dry["devices"].as_u64()), (Some(true), Some(1)));
+    assert!(owner.ok(&one).await.contains("are told to run agent 9.0.0"));
+    let agent = async || owner.json(&["device", "show", name]).await["agent"].clone();
+    let runs = agent().await;
+    assert_eq!((field(&runs, "release"), field(&runs, "pinned")), (good.clone(), good.clone()));
+
+    assert_eq!(owner.json(&["os", "unpin", name]).await["agent"]["pinned"], Value::Null);
+    assert!(owner.ok(&["os", "unpin", name]).await.contains(name));
+    fails(owner, &["os", "unpin", "nobody"], 4, "not_found").await;
+    owner.ok(&["os", "deploy", "porch", "9.0.0", "--all", "--wait", "--timeout", "60"]).await;
+
+    // One that is for nothing: the wait says so, it is taken back, and devices go back to the one before.
+    let bad = agent_bundle(&world, "9.1.0", b"\x7fELF of no machine").await;
+    let all = ["os", "release", "porch", &bad, "--deploy", "all"];
+    let bad = field(&owner.json(&all).await["release"], "id");
+    let wait = ["os", "deploy", "porch", "9.1.0", "--all", "--wait"];
+    let error = fails(owner, &wait, 1, "device_failed").await;
+    assert!(field(&error, "why").contains("agent_exec"), "{error}");
+    assert_eq!(owner.json(&["os", "retry", "porch", "9.1.0", "--all"]).await["count"], 1);
+    fails(owner, &["os", "withdraw", "porch", "9.1.0", "--reason", " "], 3, "reason_missing").await;
+    let done = owner.json(&["os", "withdraw", "porch", "9.1.0", "--reason", "starts nowhere"]).await;
+    assert_eq!((field(&done, "target"), done["devices"].as_u64()), (good.clone(), Some(1)));
+    let shown = owner.ok(&["os", "show", "porch", &bad[..12]]).await;
+    assert!(shown.contains("starts nowhere"), "{shown}");
+    assert!(owner.ok(&["os", "list", "porch"]).await.contains("starts nowhere"));
+    eventually("it is on target again", 60, || async {
+        let device = owner.json(&["device", "show", name]).await;
+        let there =
+            device["agent"]["target"]["release"] == good.as_str() && device["agent"]["reason"].is_null();
+        there.then_some(()).ok_or_else(|| device.to_string())
+    })
+    .await;
+    fails_and_says(owner, &wait, 3, "release_invalidated", "copal os withdraw porch 9.1.0 --undo").await;
+    assert!(
+        owner.ok(&["os", "withdraw", "porch", "9.1.0", "--undo"]).await.contains("may be deployed again")
+    );
+    assert!(owner.ok(&["audit", "list"]).await.contains("host_release.withdraw"));
+
+    assert_eq!(owner.json(&["os", "window", "porch", "22:30-04:00"]).await["reboot_window"], "22:30-04:00");
+    assert!(owner.ok(&["os", "window", "porch", "none"]).await.contains("at any time"));
+    fails(owner, &["os", "window", "porch", "tonight"], 2, "usage").await;
 }
 
 /// Exit code and everything said, with more in the environment.
