@@ -40,6 +40,7 @@ pub fn router() -> Router<App> {
         .route("/fleets/{slug}", get(pages::fleet))
         .route("/fleets/{slug}/devices", get(pages::devices))
         .route("/fleets/{slug}/releases", get(pages::releases))
+        .route("/fleets/{slug}/systems", get(pages::systems))
         .route("/devices/{id}", get(pages::device))
         .route("/releases/{id}", get(pages::release))
         .route("/builds/{id}", get(pages::build))

@@ -158,6 +158,36 @@ pub(super) async fn releases(
 }
 
 #[derive(Template)]
+#[template(path = "systems.html")]
+struct Systems {
+    frame: Option<Frame>,
+    slug: String,
+    window: Option<String>,
+    systems: Vec<views::System>,
+    next: Option<String>,
+}
+
+pub(super) async fn systems(
+    State(app): State<App>,
+    Person(caller): Person,
+    Path(slug): Path<String>,
+    Query(filter): Query<DeviceFilter>,
+) -> Page {
+    let paging = api::Query(Paging::new(Some(50), filter.after));
+    let Json(fleet) = fleets::show(State(app.clone()), caller.clone(), Path(slug.clone())).await?;
+    let Json(found) =
+        api::host_releases::list(State(app), caller.clone(), Path(slug.clone()), paging).await?;
+    let here = format!("/fleets/{slug}/systems");
+    Ok(page(&Systems {
+        frame: Frame::new(&caller, "systems", Some(&slug)),
+        window: fleet.reboot_window,
+        systems: found.items.into_iter().map(Into::into).collect(),
+        next: found.next.map(|after| link(&here, &[("after", &after)])),
+        slug,
+    }))
+}
+
+#[derive(Template)]
 #[template(path = "release.html")]
 struct Release {
     frame: Option<Frame>,

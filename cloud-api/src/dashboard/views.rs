@@ -3,7 +3,7 @@
 use copal_protocol::documents::{ServiceState, SlotState};
 
 use crate::{
-    api::{builds, device_views, devices, releases},
+    api::{builds, device_views, devices, host_releases, releases},
     devices::standing::is_failure,
 };
 
@@ -294,8 +294,7 @@ impl From<releases::Release> for Release {
             S::Final => ("final", "good"),
             S::Invalidated => ("invalidated", "bad"),
         };
-        let signed_by: Vec<&str> = release.signed_by.iter().map(|s| s.role.as_str()).collect();
-        let signed_by = if signed_by.is_empty() { "nobody yet".to_owned() } else { signed_by.join(", ") };
+        let signed_by = signers(&release.signed_by);
         let images = release.services.iter().flat_map(|(service, of)| {
             of.images.iter().map(|(platform, image)| Image {
                 service: service.clone(),
@@ -322,6 +321,53 @@ impl From<releases::Release> for Release {
             build: release.build_id,
         }
     }
+}
+
+/// An operating system or agent.
+#[derive(Debug)]
+pub(super) struct System {
+    pub(super) id: String,
+    pub(super) kind: &'static str,
+    pub(super) version: String,
+    pub(super) status: Status,
+    /// Why it was withdrawn.
+    pub(super) withdrawn: Option<String>,
+    pub(super) made_for: String,
+    pub(super) given: u64,
+    pub(super) on: u64,
+    pub(super) size: u64,
+    pub(super) signed_by: String,
+    pub(super) at: u64,
+}
+
+impl From<host_releases::HostRelease> for System {
+    fn from(release: host_releases::HostRelease) -> Self {
+        let made_for = if release.device_types.is_empty() { &release.arch } else { &release.device_types };
+        let (word, tone) = match () {
+            () if release.withdrawn.is_some() => ("withdrawn", "bad"),
+            () if release.is_target => ("the fleet's target", "good"),
+            () if release.devices_given > 0 => ("some devices", "busy"),
+            () => ("", ""),
+        };
+        Self {
+            kind: release.line.title(),
+            made_for: made_for.join(", "),
+            status: Status { word, tone },
+            signed_by: signers(&release.signed_by),
+            id: release.id,
+            version: release.version,
+            withdrawn: release.withdrawn,
+            given: release.devices_given,
+            on: release.devices_on,
+            size: release.size,
+            at: release.created_at,
+        }
+    }
+}
+
+fn signers(signatures: &[releases::Signature]) -> String {
+    let roles: Vec<&str> = signatures.iter().map(|s| s.role.as_str()).collect();
+    if roles.is_empty() { "nobody yet".to_owned() } else { roles.join(", ") }
 }
 
 /// A build.

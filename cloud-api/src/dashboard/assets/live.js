@@ -96,6 +96,7 @@ addEventListener("keydown", (event) => {
     if (event.key === "o") go("go-overview");
     if (event.key === "d") go("go-devices");
     if (event.key === "r") go("go-releases");
+    if (event.key === "s") go("go-systems");
     return;
   }
   if (event.key === "g") { prefix = "g"; setTimeout(() => { prefix = ""; }, 1000); }

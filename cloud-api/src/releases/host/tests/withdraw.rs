@@ -61,6 +61,30 @@ async fn devices_go_back_to_what_they_were_to_run_before() {
 }
 
 #[tokio::test]
+async fn the_dashboard_lists_systems_with_where_they_are_and_why_one_was_withdrawn() {
+    let fleet = stocked().await;
+    fleet.device(1).await;
+    let page = async || {
+        let answer = fleet.call("GET", "/fleets/porch/systems", None).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        String::from_utf8(answer.bytes).unwrap()
+    };
+    assert!(page().await.contains("copal os release porch os.copal"), "what to do first");
+    let [first, second, _] = three(&fleet).await;
+    deployed(&fleet, &first, json!({"all": true})).await;
+    deployed(&fleet, &second, json!({"all": true})).await;
+    fleet
+        .ok("POST", &format!("{PATH}/{second}/withdraw"), Some(json!({"reason": "<b>bricks</b> \u{202e}it"})))
+        .await;
+    let shown = page().await;
+    for expected in ["the fleet&#39;s target", "operating system", "1.1.0", "at any time", &second[..12]] {
+        assert!(shown.contains(expected), "{expected}: {shown}");
+    }
+    assert!(shown.contains("withdrawn") && shown.contains("bricks"), "{shown}");
+    assert!(!shown.contains("<b>bricks") && !shown.contains('\u{202e}'), "a reason is text");
+}
+
+#[tokio::test]
 async fn a_fleet_goes_back_and_where_nothing_is_left_devices_are_asked_nothing() {
     let fleet = stocked().await;
     let device = fleet.device(1).await;
