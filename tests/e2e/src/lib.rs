@@ -77,6 +77,18 @@ fn http_trusting(cas: impl IntoIterator<Item = reqwest::Certificate>) -> reqwest
         .unwrap()
 }
 
+/// The agent as another file: the same program, without the debug information that makes a test build larger than what
+/// devices accept as an agent, and with bytes at its end that no loader reads.
+pub fn another_agent() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("agent");
+    let strip = std::process::Command::new("strip").arg("-o").arg(&out).arg(binary("copal-agent")).status();
+    assert!(strip.expect("strip, of the tools that linking needs").success());
+    let mut agent = std::fs::read(out).unwrap();
+    agent.extend([1; 16]);
+    agent
+}
+
 /// Both streams of a finished command, for messages.
 pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))

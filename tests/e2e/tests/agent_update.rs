@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use copal_e2e::{
-    binary, eventually,
+    another_agent, eventually,
     owner::arch,
     repo::{STAY, Services},
     text,
@@ -43,13 +43,6 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// This agent, with bytes at its end that no loader reads: another file, the same program.
-fn another() -> Vec<u8> {
-    let mut agent = std::fs::read(binary("copal-agent")).unwrap();
-    agent.extend([1; 16]);
-    agent
-}
-
 /// The device's own word of its agent.
 async fn agent(world: &World) -> Value {
     let device = &world.devices[0];
@@ -66,7 +59,7 @@ async fn an_agent_is_bundled_signed_released_and_takes_the_place_of_the_one_befo
     let pid = world.devices[0].pid();
 
     // Without a signature, or with another role's, it is nobody's agent.
-    let new = bundle(&world, "new", &another(), "9.0.0").await;
+    let new = bundle(&world, "new", &another_agent(), "9.0.0").await;
     let refused = world.owner.run(&["os", "release", &world.fleet, path(&new)], "").await;
     assert!(!refused.status.success(), "{}", text(&refused));
 
