@@ -20,6 +20,8 @@ use crate::{
 
 /// Between two looks while an update is followed.
 const FOLLOW: Duration = Duration::from_secs(2);
+/// So often in a row an agent may not answer while it is followed.
+const MISSED: u32 = 30;
 
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
@@ -117,9 +119,19 @@ fn begin(places: &Places, request: &Request, no_wait: bool) -> anyhow::Result<bo
         return Ok(true);
     }
     let mut last = None;
+    let mut missed = 0;
     loop {
         std::thread::sleep(FOLLOW);
-        let now = status(places)?;
+        let now = match status(places) {
+            Ok(now) => now,
+            // It ends with the device's restart, and may end before this program does.
+            Err(_) if missed < MISSED => {
+                missed += 1;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        missed = 0;
         let shown = now.host.as_ref().and_then(|h| h.reason.clone());
         if shown != last {
             if let Some(why) = &shown {
