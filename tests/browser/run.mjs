@@ -98,6 +98,7 @@ try {
     device: `/devices/${set.device}`,
     releases: `/fleets/${set.fleet}/releases`,
     release: `/releases/${set.release}`,
+    systems: `/fleets/${set.fleet}/systems`,
   };
   for (const [name, path] of Object.entries(pages)) {
     await test(`the ${name} page reads well, in light and dark, with and without scripts, and is small`, async () => {
@@ -143,6 +144,24 @@ try {
     expect(await page.evaluate(() => window.untouched === true), "the page was reloaded");
   });
 
+  await test("operating systems and agents show what was withdrawn and why, and where one runs without reload", async () => {
+    await go(`/fleets/${set.fleet}/systems`);
+    await page.evaluate(() => { window.untouched = true; });
+    const [good, bad] = set.systems.map((id) => page.locator(`#system-${id}`));
+    const withdrawn = await bad.innerText();
+    expect(/9\.1\.0/.test(withdrawn) && /withdrawn/.test(withdrawn) && withdrawn.includes("<b>starts</b> nowhere"), withdrawn);
+    expect(!/target/.test(await good.innerText()), await good.innerText());
+    await tell("system");
+    await page.waitForFunction((id) => {
+      const cells = [...document.querySelectorAll(`#system-${id} td`)].map((cell) => cell.innerText.trim());
+      return cells[3] === "the fleet's target" && cells[5] === "2" && cells[6] === "2";
+    }, set.systems[0], { timeout: 60_000 });
+    expect(await page.evaluate(() => window.untouched === true), "the page was reloaded");
+    await shot("systems-deployed");
+    const found = await serious();
+    expect(found.length === 0, found.join("; "));
+  });
+
   await test("a broken release shows its reason, exit code and last lines, and hostile log lines are inert", async () => {
     await go(`/devices/${set.device}`);
     await page.evaluate(() => { window.untouched = true; });
@@ -181,11 +200,14 @@ try {
     expect(policy.includes("default-src 'none'") && !policy.includes("unsafe"), policy);
   });
 
-  await test("the keyboard leads to the devices", async () => {
+  await test("the keyboard leads to the devices and the systems", async () => {
     await go(`/fleets/${set.fleet}`);
     await page.keyboard.press("g");
     await page.keyboard.press("d");
     await page.waitForURL(/\/devices$/);
+    await page.keyboard.press("g");
+    await page.keyboard.press("s");
+    await page.waitForURL(/\/systems$/);
   });
 
   await test("a foreign id is not found, with a page that says so", async () => {

@@ -2,7 +2,14 @@
 
 use serde_json::Value;
 
-use crate::{cloud::Cloud, device::Device, engine, eventually, owner::Owner, proxy::Proxy, repo::Repo};
+use crate::{
+    cloud::Cloud,
+    device::Device,
+    engine, eventually,
+    owner::{Owner, arch},
+    proxy::Proxy,
+    repo::Repo,
+};
 
 /// A cloud with one fleet.
 pub struct World {
@@ -91,6 +98,18 @@ impl World {
         let id = self.latest().await["id"].as_str().unwrap().to_owned();
         self.on_target(&id).await;
         id
+    }
+
+    /// Bundles these bytes as an agent, and signs it with the owner's host key; gives the file.
+    pub async fn agent_bundle(&self, version: &str, agent: &[u8]) -> String {
+        let folder = self.owner.home.path();
+        let (file, out) = (folder.join(version), folder.join(format!("{version}.copal")));
+        std::fs::write(&file, agent).unwrap();
+        let (file, out) = (file.to_str().unwrap(), out.to_str().unwrap());
+        let words = ["agent", "bundle", "--binary", file, "--arch", arch(), "--version", version, "-o", out];
+        self.owner.ok(&[&words[..], &["--fleet", &self.fleet]].concat()).await;
+        self.owner.ok(&["os", "bundle", "sign", out, "--yes"]).await;
+        out.to_owned()
     }
 
     /// The running container of a service on a device.

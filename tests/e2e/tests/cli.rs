@@ -8,7 +8,7 @@ use copal_e2e::{
     another_agent,
     device::Device,
     engine, eventually,
-    owner::{Owner, arch},
+    owner::Owner,
     repo::{Repo, STAY},
     text, unique,
     world::World,
@@ -411,18 +411,6 @@ async fn what_goes_wrong_has_its_exit_code_and_says_what_to_do() {
     fails_and_says(&world.owner, &["status", "porch"], 3, "not_signed_in", "copal login").await;
 }
 
-/// Bundles a file as an agent and signs it.
-async fn agent_bundle(world: &World, version: &str, binary: &[u8]) -> String {
-    let folder = world.owner.home.path();
-    let (file, out) = (folder.join(version), folder.join(format!("{version}.copal")));
-    std::fs::write(&file, binary).unwrap();
-    let (file, out) = (file.to_str().unwrap(), out.to_str().unwrap());
-    let words = ["agent", "bundle", "--binary", file, "--arch", arch(), "--version", version, "-o", out];
-    world.owner.ok(&[&words[..], &["--fleet", &world.fleet]].concat()).await;
-    world.owner.ok(&["os", "bundle", "sign", out, "--yes"]).await;
-    out.to_owned()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_is_released_waited_for_unpinned_and_withdrawn_by_the_command_line() {
     let world = World::new(1).await;
@@ -438,7 +426,7 @@ async fn an_agent_is_released_waited_for_unpinned_and_withdrawn_by_the_command_l
     fails_and_says(owner, &["os", "deploy", "porch", "latest", "--all"], 4, "not_found", "copal os release")
         .await;
 
-    let good = agent_bundle(&world, "9.0.0", &another_agent()).await;
+    let good = world.agent_bundle("9.0.0", &another_agent()).await;
     let made = owner.json(&["os", "release", "porch", &good]).await;
     let good = field(&made["release"], "id");
     assert!(owner.ok(&["os", "list", "porch"]).await.contains("9.0.0"));
@@ -459,7 +447,7 @@ async fn an_agent_is_released_waited_for_unpinned_and_withdrawn_by_the_command_l
     owner.ok(&["os", "deploy", "porch", "9.0.0", "--all", "--wait", "--timeout", "60"]).await;
 
     // One that is for nothing: the wait says so, it is taken back, and devices go back to the one before.
-    let bad = agent_bundle(&world, "9.1.0", b"\x7fELF of no machine").await;
+    let bad = world.agent_bundle("9.1.0", b"\x7fELF of no machine").await;
     let all = ["os", "release", "porch", &bad, "--deploy", "all"];
     let bad = field(&owner.json(&all).await["release"], "id");
     let wait = ["os", "deploy", "porch", "9.1.0", "--all", "--wait"];

@@ -1,12 +1,14 @@
-//! A scene for the browser tests: a cloud, two devices, a release that works and one that undoes itself.
+//! A scene for the browser tests: a cloud, two devices, a release that works and one that undoes itself; an agent that
+//! could be deployed, and one that was withdrawn.
 //!
 //! Prints one line of JSON when all is in place, then does what each line of standard input says and answers with a
-//! line: `good` and `broken` push a release, `hostile` gives a device a name that tries to break out of a page,
+//! line: `good` and `broken` push a release, `system` deploys the agent, `hostile` gives a device a name that tries to break out of a page,
 //! `offline` kills an agent. Ends with its input.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test support")]
 #![allow(clippy::print_stdout, reason = "its output is its interface")]
 
 use copal_e2e::{
+    another_agent,
     cloud::{ADMIN, PASSWORD},
     repo::{STAY, Services},
     world::World,
@@ -23,11 +25,20 @@ async fn main() {
     Services { services: &[("web", STAY, OPTIONS), ("store", STAY, OPTIONS)] }.write_to(&world.repo);
     let release = world.push_and_settle("works").await;
     let first = world.device(0).await.unwrap();
+    let mut systems = Vec::new();
+    for (version, agent) in [("9.0.0", another_agent()), ("9.1.0", b"no agent".to_vec())] {
+        let bundle = world.agent_bundle(version, &agent).await;
+        let made = world.owner.json(&["os", "release", &world.fleet, &bundle]).await;
+        systems.push(made["release"]["id"].clone());
+    }
+    let why =
+        "<b>starts</b> nowhere, and has a reason that is long enough to need more than one line on a phone";
+    world.owner.ok(&["os", "withdraw", &world.fleet, "9.1.0", "--reason", why]).await;
     println!(
         "{}",
         json!({
             "url": world.cloud.url, "email": ADMIN, "password": PASSWORD, "fleet": world.fleet,
-            "release": release, "device": first["device_id"], "device_name": first["name"],
+            "release": release, "device": first["device_id"], "device_name": first["name"], "systems": systems,
         })
     );
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
@@ -48,6 +59,10 @@ async fn main() {
                     world.reason(index, "rolled_back").await;
                 }
                 json!({"release": world.latest().await["id"]})
+            }
+            ["system"] => {
+                let words = ["os", "deploy", &world.fleet, "9.0.0", "--all", "--wait", "--timeout", "120"];
+                world.owner.json(&words).await
             }
             ["hostile"] => {
                 let id = world.device(1).await.unwrap()["device_id"].as_str().unwrap().to_owned();
