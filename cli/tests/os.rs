@@ -190,7 +190,7 @@ fn it_is_deployed_at_once_where_that_was_asked_and_nothing_is_sent_where_the_pla
 }
 
 /// The fake server has one release, and this device.
-fn with_device(device: Value) -> (World, String) {
+fn with_device(device: &Value) -> (World, String) {
     let world = World::with_fleet();
     let file = signed(&world, b"agent");
     world.ok(&["os", "release", "porch", file.to_str().unwrap()], "");
@@ -206,33 +206,33 @@ fn a_deployment_is_waited_for_and_says_with_its_exit_code_how_it_ended() {
     let wait = ["os", "deploy", "porch", "1.2.3", "--all", "--wait", "--timeout", "0"];
     let device = |agent: Value| json!({ "device_id": "01".repeat(16), "name": "north", "state": "accepted", "on_target": false, "agent": agent });
     let id = "ab".repeat(32);
-    let (world, _) = with_device(device(json!({ "release": id, "target": { "release": id } })));
+    let (world, _) = with_device(&device(json!({ "release": id, "target": { "release": id } })));
     let output = world.run(&wait, "");
     assert!(output.status.success());
     assert!(String::from_utf8(output.stderr).unwrap().contains("1 device(s) run it"));
 
     let trial = json!({ "stage": "agent_trial", "done": 0, "total": 0 });
     let under_way = json!({ "release": id, "target": { "release": id }, "progress": trial });
-    let (world, _) = with_device(device(under_way));
+    let (world, _) = with_device(&device(under_way));
     let (code, error) = world.fails(&wait);
     assert_eq!(code, 7, "{error}");
     assert!(error.contains("not_on_target") && error.contains("north"), "{error}");
 
     let why = json!({ "code": "agent_exec", "message": "for another machine", "release": id });
     let failed = json!({ "target": { "release": id }, "failed": id, "reason": why });
-    let (world, _) = with_device(device(failed));
+    let (world, _) = with_device(&device(failed));
     let (code, error) = world.fails(&wait);
     assert_eq!(code, 1, "{error}");
     assert!(error.contains("device_failed") && error.contains("for another machine"), "{error}");
 
-    let (world, _) = with_device(device(json!({ "target": { "release": "cd".repeat(32) } })));
+    let (world, _) = with_device(&device(json!({ "target": { "release": "cd".repeat(32) } })));
     let (code, error) = world.fails(&wait);
     assert_eq!((code, error.contains("target_changed")), (1, true), "{error}");
 }
 
 #[test]
 fn a_release_is_taken_back_with_a_reason_and_a_device_follows_its_fleet_again() {
-    let (world, id) = with_device(json!({}));
+    let (world, id) = with_device(&json!({}));
     let withdraw = format!("POST /fleets/porch/host-releases/{id}/withdraw");
     let answer = json!({ "release": { "id": id }, "target": null, "devices": 3 });
     world.answer(&withdraw, (200, answer.to_string()));
