@@ -50,6 +50,7 @@ pub fn claimed_chunks(disk: &Disk) -> Vec<u64> {
 fn content(name: &str, bytes: &[u8]) -> Option<(u64, Vec<u8>)> {
     let (header, content) = bytes.split_at_checked(60)?;
     let mut sum = Sha256::new();
+    sum.update((name.len() as u64).to_le_bytes());
     sum.update(name.as_bytes());
     sum.update(&header[8..28]);
     sum.update(content);
@@ -106,6 +107,7 @@ mod tests {
         bytes.extend(5_u64.to_le_bytes());
         bytes.extend(2_u64.to_le_bytes());
         let mut sum = Sha256::new();
+        sum.update(7_u64.to_le_bytes());
         sum.update(b"install");
         sum.update(&bytes[8..28]);
         sum.update(b"hi");
