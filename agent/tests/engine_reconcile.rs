@@ -58,7 +58,8 @@ fn image(prefix: &str, salt: &str) -> Digest {
     tar.append_data(&mut header, "Dockerfile", recipe.as_bytes()).unwrap();
     let context = tar.into_inner().unwrap();
     let mut build = Command::new("docker")
-        .args(["build", "-q", "-t", &format!("{prefix}:{salt}"), "-"])
+        // Without the cache: what it names another test may remove at this moment, its own being gone.
+        .args(["build", "-q", "--no-cache", "-t", &format!("{prefix}:{salt}"), "-"])
         .env("DOCKER_BUILDKIT", "0")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -88,14 +88,13 @@ impl Engine {
 
     /// Builds one image and answers its id. Dropping the future ends the build in the engine.
     pub(super) async fn build(&self, call: &Call<'_>, log: &Log) -> Result<String, BuildError> {
-        match self.attempt(call, log).await {
-            // The cache does not tell platforms apart: it may hold the same files for another.
-            Err(error) if !call.nocache && error.0.contains("does not match the specified platform") => {
-                log.say("  the cache is of another platform; building anew");
-                self.attempt(&Call { nocache: true, ..*call }, log).await
-            }
-            result => result,
-        }
+        let error = match self.attempt(call, log).await {
+            Err(error) if !call.nocache => error,
+            result => return result,
+        };
+        let Some(why) = cache_is_to_blame(&error.0) else { return Err(error) };
+        log.say(&format!("  {why}; building anew"));
+        self.attempt(&Call { nocache: true, ..*call }, log).await
     }
 
     async fn attempt(&self, call: &Call<'_>, log: &Log) -> Result<String, BuildError> {
@@ -194,6 +193,16 @@ impl Engine {
             }
         }
     }
+}
+
+/// What is wrong with the engine's cache, where a build failed by it and may go well without.
+fn cache_is_to_blame(error: &str) -> Option<&'static str> {
+    // It does not tell platforms apart, so it may hold the same files for another.
+    if error.contains("does not match the specified platform") {
+        return Some("the cache is of another platform");
+    }
+    // What a step found in it may be removed before the next one begins: by a device on the same engine, or by a person.
+    error.contains("No such image: sha256:").then_some("what the cache held was removed meanwhile")
 }
 
 fn emulated(name: &str) -> bool {
@@ -344,6 +353,18 @@ mod tests {
         assert_eq!(parse_error("something else on line 3"), None);
         assert_eq!(step("Step 3/7 : COPY a b"), Some(3));
         assert_eq!(step("Step by step"), None);
+    }
+
+    #[test]
+    fn a_failure_of_the_cache_is_told_from_one_of_the_project() {
+        let gone =
+            "Dockerfile:3: RUN make\n    No such image: sha256:b0f2142216bb1f318738fc9536b1339cd0ddc7d11cb3";
+        assert_eq!(cache_is_to_blame(gone), Some("what the cache held was removed meanwhile"));
+        let other = "image with reference sha256:77 was found but does not match the specified platform: wanted linux/arm64";
+        assert_eq!(cache_is_to_blame(other), Some("the cache is of another platform"));
+        for own in ["No such image: nginx:1", "The command '/bin/sh -c make' returned a non-zero code: 2"] {
+            assert_eq!(cache_is_to_blame(own), None, "{own}");
+        }
     }
 
     #[test]
