@@ -16,6 +16,8 @@ use crate::{
 pub const MAX_BASES: usize = 8;
 /// Slow and small: a bundle is made once and fetched by every device.
 const LEVEL: i32 = 19;
+/// Blocks of a group where no older image is known: a device that lacks one of them fetches all.
+const BLIND_GROUP_BLOCKS: usize = 256;
 
 /// How an image is packed.
 #[derive(Debug)]
@@ -248,9 +250,11 @@ fn pack(
     let mut packed =
         Packed { size: 0, sha256: [0; 32], table: Vec::new(), lacking: vec![0; packing.bases.len()] };
     let mut hash = Sha256::new();
+    // Blocks that the same older images have are wanted together or not at all, so their groups may be large and pack well.
+    let largest = if packing.bases.is_empty() { BLIND_GROUP_BLOCKS } else { MAX_GROUP_BLOCKS as usize };
     let groups: Vec<&[u32]> = order
         .chunk_by(|a, b| distinct[*a as usize].bases == distinct[*b as usize].bases)
-        .flat_map(|class| class.chunks(MAX_GROUP_BLOCKS as usize))
+        .flat_map(|class| class.chunks(largest))
         .collect();
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(16);
     let total = groups.len();

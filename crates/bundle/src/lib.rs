@@ -34,7 +34,7 @@ pub const CHUNK: usize = 65_536;
 /// Blocks of a chunk.
 pub const CHUNK_BLOCKS: u64 = (CHUNK / BLOCK) as u64;
 /// The most blocks of a group, before compression.
-pub const MAX_GROUP_BLOCKS: u32 = 256;
+pub const MAX_GROUP_BLOCKS: u32 = 1024;
 /// The most groups an index may have: four times what the largest image needs. A reader keeps 16 bytes for each.
 pub const MAX_GROUPS: u32 = 1 << 20;
 /// The most bytes a group takes, compressed: incompressible blocks and zstd's framing.
