@@ -57,17 +57,7 @@ struct Board {
 
 impl Board {
     fn new(slots: [PathBuf; 2]) -> Arc<Self> {
-        let booted = Booted {
-            slot: Slot::A,
-            trial: false,
-            committed: Slot::A,
-            tries: 1,
-            arms: 0,
-            arms_for: None,
-            armed: false,
-            fell_back: false,
-            fell_why: None,
-        };
+        let booted = Booted::settled(Slot::A);
         Arc::new(Self { slots, booted: Mutex::new(booted), restarted: Notify::new(), boots: Mutex::new(1) })
     }
 

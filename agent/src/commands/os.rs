@@ -225,17 +225,7 @@ mod tests {
             parked: Some(Parked { key, reason: why }),
             ..Journal::default()
         };
-        let booted = boot::Booted {
-            slot: Slot::A,
-            trial: false,
-            committed: Slot::A,
-            tries: 1,
-            arms: 1,
-            arms_for: None,
-            armed: false,
-            fell_back: false,
-            fell_why: None,
-        };
+        let booted = boot::Booted { arms: 1, ..boot::Booted::settled(Slot::A) };
         let status = SlotsStatus::new(&config, 10, Ok(booted), journal, None);
         let again: SlotsStatus = serde_json::from_str(&serde_json::to_string(&status).unwrap()).unwrap();
         assert_eq!(again, status);

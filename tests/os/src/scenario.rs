@@ -5,11 +5,13 @@ use tempfile::TempDir;
 
 use crate::{
     board::Board,
+    check::every_cut,
     disk::{self, Disk},
     images::image,
-    machine::Machine,
+    machine::{Machine, Parts},
+    replay::{self, Entry},
     state,
-    world::{PATIENCE_S, World, runs_committed},
+    world::{NAME, PATIENCE_S, World, runs_committed},
 };
 
 /// Seconds until the image's own guard ended the last boot of a trial that nobody judges: three times 120 and a boot.
@@ -150,4 +152,38 @@ pub async fn undone(board: Board, faults: &[&str], code: &str) -> Value {
     let next = known.check(&machine.disk.open()).unwrap();
     assert_eq!((next.image.as_str(), next.trial), ("1.0.0", false));
     device
+}
+
+/// One whole update from 1.0.0 to 2.0.0, as the disk saw it.
+pub struct Recording {
+    pub world: World,
+    /// The disk before it.
+    pub base: Disk,
+    /// Every write and flush since.
+    pub entries: Vec<Entry>,
+}
+
+/// Records an update, and judges the disk as a power cut after each write could have left it.
+pub async fn every_prefix_of_an_update(board: Board) -> Recording {
+    let world = World::of(board).await;
+    let disk = world.disk(NAME).await;
+    let base = disk.copy_to(&world.path("base.img"));
+    let log = world.path("writes.log");
+    std::fs::File::create(&log).unwrap();
+    world.release(&world.bundle("2.0.0", &[]).await).await;
+    let mut machine = Machine::with(&disk.path, &Parts { write_log: Some(log.clone()), ..Parts::default() });
+    world.online().await;
+    world.deploy("2.0.0").await;
+    world.committed("2.0.0").await;
+    machine.pull_plug_politely();
+
+    let known = world.known(&[("2.0.0", &[])]).await;
+    assert!(disk::bootable(&disk.open(), "b"));
+    let entries = replay::read(&log);
+    let seen = tokio::task::block_in_place(|| every_cut(&entries, &base, &known, "a"));
+    // The update went through every state there is, or this proved nothing.
+    for (image, trial) in [("1.0.0", false), ("2.0.0", true), ("2.0.0", false)] {
+        assert!(seen.iter().any(|n| n.image == image && n.trial == trial), "{image} trial={trial}: {seen:?}");
+    }
+    Recording { world, base, entries }
 }

@@ -56,6 +56,16 @@ impl Shuttle {
         );
         next
     }
+
+    /// The power goes at each moment that has a name, and the disk is what the moment says.
+    pub async fn every_named_moment(mut self) {
+        assert!(!self.once("during the write", during_the_write).await.trial);
+        assert!(!self.once("after the head is written", after_the_head_is_written).await.trial);
+        self.once("between the copies of the boot state", between_the_copies_of_the_boot_state).await;
+        assert!(self.once("at the boot counter", at_the_boot_counter).await.trial);
+        assert!(self.once("in the trial", in_the_trial).await.trial);
+        assert_eq!(self.once("during the commit", during_the_commit).await.image, self.version);
+    }
 }
 
 /// Whether the slot's bytes at a place (MiB into it) differ from what they were.
@@ -76,7 +86,7 @@ pub fn during_the_write(machine: &mut Machine, to: &str) {
     assert!(machine.cut_when(PATIENCE, move |disk| !disk::bootable(&disk.open(), &slot)));
 }
 
-pub fn after_the_head_is_written(machine: &mut Machine, to: &str) {
+fn after_the_head_is_written(machine: &mut Machine, to: &str) {
     let slot = to.to_owned();
     let mut gone = false;
     assert!(machine.cut_when(PATIENCE, move |disk| {
@@ -86,7 +96,7 @@ pub fn after_the_head_is_written(machine: &mut Machine, to: &str) {
     }));
 }
 
-pub fn between_the_copies_of_the_boot_state(machine: &mut Machine, _: &str) {
+fn between_the_copies_of_the_boot_state(machine: &mut Machine, _: &str) {
     assert!(machine.cut_when(PATIENCE, |disk| {
         let [one, two] = state::states(&disk.open());
         one != two && [one, two].into_iter().flatten().any(|state| state.on_trial())
@@ -98,7 +108,7 @@ pub fn at_the_boot_counter(machine: &mut Machine, _: &str) {
     machine.wait_cut();
 }
 
-pub fn in_the_trial(machine: &mut Machine, _: &str) {
+fn in_the_trial(machine: &mut Machine, _: &str) {
     machine.cut_at("trial=1 up=");
     machine.wait_cut();
 }

@@ -6,16 +6,12 @@
 
 use copal_os_tests::{
     board::Board,
-    check::every_cut,
-    disk::{self, Disk},
-    machine::{Machine, Parts},
-    replay, scenario,
-    shuttle::{
-        Shuttle, after_the_head_is_written, at_the_boot_counter, between_the_copies_of_the_boot_state,
-        during_the_commit, during_the_write, in_the_trial,
-    },
+    disk::Disk,
+    machine::Machine,
+    scenario,
+    shuttle::Shuttle,
     state::{self, BootState},
-    world::{NAME, PATIENCE_S, World},
+    world::PATIENCE_S,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,36 +138,12 @@ fn a_committed_slot_that_is_never_well_gives_way_to_the_other_valid_one() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: make test-os"]
 async fn the_power_goes_at_every_named_moment() {
-    let mut shuttle = Shuttle::start(Board::Grub).await;
-    assert!(!shuttle.once("during the write", during_the_write).await.trial);
-    assert!(!shuttle.once("after the head is written", after_the_head_is_written).await.trial);
-    shuttle.once("between the copies of the boot state", between_the_copies_of_the_boot_state).await;
-    assert!(shuttle.once("at the boot counter", at_the_boot_counter).await.trial);
-    assert!(shuttle.once("in the trial", in_the_trial).await.trial);
-    assert_eq!(shuttle.once("during the commit", during_the_commit).await.image, shuttle.version);
+    Shuttle::start(Board::Grub).await.every_named_moment().await;
 }
 
 /// Every write and flush of one whole update, UEFI's, GRUB's and Linux' own of the FAT file system among them.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: make test-os"]
 async fn every_prefix_of_an_update_boots_a_whole_verified_slot() {
-    let world = World::of(Board::Grub).await;
-    let disk = world.disk(NAME).await;
-    let base = disk.copy_to(&world.path("base.img"));
-    let log = world.path("writes.log");
-    std::fs::File::create(&log).unwrap();
-    world.release(&world.bundle("2.0.0", &[]).await).await;
-    let mut machine = Machine::with(&disk.path, &Parts { write_log: Some(log.clone()), ..Parts::default() });
-    world.online().await;
-    world.deploy("2.0.0").await;
-    world.committed("2.0.0").await;
-    machine.pull_plug_politely();
-
-    let known = world.known(&[("2.0.0", &[])]).await;
-    assert!(disk::bootable(&disk.open(), "b"));
-    let entries = replay::read(&log);
-    let seen = tokio::task::block_in_place(|| every_cut(&entries, &base, &known, "a"));
-    for (image, trial) in [("1.0.0", false), ("2.0.0", true), ("2.0.0", false)] {
-        assert!(seen.iter().any(|n| n.image == image && n.trial == trial), "{image} trial={trial}: {seen:?}");
-    }
+    scenario::every_prefix_of_an_update(Board::Grub).await;
 }

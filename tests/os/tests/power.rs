@@ -8,10 +8,7 @@ use std::time::Duration;
 use copal_os_tests::{
     board::Board,
     machine::PATIENCE,
-    shuttle::{
-        Shuttle, after_the_head_is_written, at_the_boot_counter, between_the_copies_of_the_boot_state,
-        changed, during_the_commit, during_the_write, in_the_trial,
-    },
+    shuttle::{Shuttle, at_the_boot_counter, changed, during_the_commit, during_the_write},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -27,13 +24,7 @@ async fn the_power_goes_in_the_write_at_the_counter_and_in_the_commit() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: make test-os"]
 async fn the_power_goes_at_every_named_moment() {
-    let mut shuttle = Shuttle::start(Board::Uboot).await;
-    assert!(!shuttle.once("during the write", during_the_write).await.trial);
-    assert!(!shuttle.once("after the head is written", after_the_head_is_written).await.trial);
-    shuttle.once("between the copies of the boot state", between_the_copies_of_the_boot_state).await;
-    assert!(shuttle.once("at the boot counter", at_the_boot_counter).await.trial);
-    assert!(shuttle.once("in the trial", in_the_trial).await.trial);
-    assert_eq!(shuttle.once("during the commit", during_the_commit).await.image, shuttle.version);
+    Shuttle::start(Board::Uboot).await.every_named_moment().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,13 +6,15 @@
 use std::path::Path;
 
 use copal_os_tests::{
+    board::Board,
     built,
     check::{Known, every_cut},
     disk::Disk,
     journal,
     machine::{Machine, Parts},
     replay::{self, Entry, Replay},
-    world::{NAME, World},
+    scenario::{self, Recording},
+    world::World,
 };
 
 /// Disks that are booted by default, and by `make test-os`.
@@ -22,25 +24,7 @@ fn boots() -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_prefix_of_an_update_boots_a_whole_verified_slot() {
-    let world = World::new().await;
-    let disk = world.disk(NAME).await;
-    let base = disk.copy_to(&world.path("base.img"));
-    let log = world.path("writes.log");
-    std::fs::File::create(&log).unwrap();
-    world.release(&world.bundle("2.0.0", &[]).await).await;
-    let mut machine = Machine::with(&disk.path, &Parts { write_log: Some(log.clone()), ..Parts::default() });
-    world.online().await;
-    world.deploy("2.0.0").await;
-    world.committed("2.0.0").await;
-    machine.pull_plug_politely();
-
-    let known = world.known(&[("2.0.0", &[])]).await;
-    let entries = replay::read(&log);
-    let seen = tokio::task::block_in_place(|| every_cut(&entries, &base, &known, "a"));
-    // The update went through every state there is, or this proved nothing.
-    for (image, trial) in [("1.0.0", false), ("2.0.0", true), ("2.0.0", false)] {
-        assert!(seen.iter().any(|n| n.image == image && n.trial == trial), "{image} trial={trial}: {seen:?}");
-    }
+    let Recording { world, base, entries } = scenario::every_prefix_of_an_update(Board::Uboot).await;
     let image = world.image("2.0.0", &[]).await;
     tokio::task::block_in_place(|| {
         if std::env::var_os("COPAL_OS_FULL").is_some() {

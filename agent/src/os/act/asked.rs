@@ -112,9 +112,11 @@ impl Updater {
         if journal.attempt.is_some() {
             self.stop_work().await;
         }
-        let how = if attempt.back { "in" } else { "is put into" };
-        let also = if attempt.back { "is" } else { "and" };
-        let said = format!("{} {how} slot {slot} {also} tried", attempt.version);
+        let said = if attempt.back {
+            format!("{} in slot {slot} is tried", attempt.version)
+        } else {
+            format!("{} is put into slot {slot} and tried", attempt.version)
+        };
         let attempt = Attempt { by_hand: true, ..attempt };
         let mut next = Journal { parked, ..journal };
         if !attempt.back {

@@ -39,17 +39,7 @@ impl Fake {
     /// Boots slot a, committed; b is empty.
     pub(crate) fn new() -> Self {
         Self(Mutex::new(Inner {
-            booted: Booted {
-                slot: Slot::A,
-                trial: false,
-                committed: Slot::A,
-                tries: 1,
-                arms: 0,
-                arms_for: None,
-                armed: false,
-                fell_back: false,
-                fell_why: None,
-            },
+            booted: Booted::settled(Slot::A),
             valid: [true, false],
             limit: 3,
             on_trial: false,

@@ -71,6 +71,23 @@ pub struct Booted {
     pub fell_why: Option<String>,
 }
 
+impl Booted {
+    /// A slot that is committed, booted once, and beside which nothing is tried.
+    pub fn settled(slot: Slot) -> Self {
+        Self {
+            slot,
+            trial: false,
+            committed: slot,
+            tries: 1,
+            arms: 0,
+            arms_for: None,
+            armed: false,
+            fell_back: false,
+            fell_why: None,
+        }
+    }
+}
+
 /// What a probe found: enough to be shown to a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {

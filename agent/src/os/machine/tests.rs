@@ -41,17 +41,7 @@ fn facts() -> Facts {
     Facts {
         boot_id: "now".to_owned(),
         uptime_s: 100,
-        booted: Ok(Booted {
-            slot: Slot::A,
-            trial: false,
-            committed: Slot::A,
-            tries: 1,
-            arms: 0,
-            arms_for: None,
-            armed: false,
-            fell_back: false,
-            fell_why: None,
-        }),
+        booted: Ok(Booted::settled(Slot::A)),
         version: semver::Version::new(1, 0, 0),
         own_floor: 0,
         data_schema: 1,
