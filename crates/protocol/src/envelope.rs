@@ -18,7 +18,8 @@ use crate::{
 pub const MAX_SIGNATURES: usize = 16;
 
 /// A parsed envelope: its shape is sound, its signatures are not yet checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Wire", into = "Wire")]
 pub struct Envelope {
     payload: Vec<u8>,
     payload_type: String,
@@ -48,6 +49,35 @@ struct Wire {
 struct WireSignature {
     keyid: KeyId,
     sig: String,
+}
+
+impl TryFrom<Wire> for Envelope {
+    type Error = String;
+
+    fn try_from(wire: Wire) -> Result<Self, String> {
+        if wire.signatures.len() > MAX_SIGNATURES {
+            return Err(format!("{} signatures, at most {MAX_SIGNATURES}", wire.signatures.len()));
+        }
+        let payload = BASE64.decode(&wire.payload).map_err(|e| format!("payload: {e}"))?;
+        let signatures = wire
+            .signatures
+            .iter()
+            .map(|s| Some(Signature { keyid: s.keyid, sig: decode_array(&s.sig)? }))
+            .collect::<Option<Vec<_>>>()
+            .ok_or("a signature is not 64 bytes in padded base64")?;
+        Ok(Self { payload, payload_type: wire.payload_type, signatures })
+    }
+}
+
+impl From<Envelope> for Wire {
+    fn from(envelope: Envelope) -> Self {
+        let signature = |s: &Signature| WireSignature { keyid: s.keyid, sig: BASE64.encode(s.sig) };
+        Self {
+            payload: BASE64.encode(&envelope.payload),
+            signatures: envelope.signatures.iter().map(signature).collect(),
+            payload_type: envelope.payload_type,
+        }
+    }
 }
 
 /// DSSE's pre-authentication encoding.
@@ -124,32 +154,13 @@ impl Envelope {
     pub fn parse_any(bytes: &[u8]) -> Result<Self, Error> {
         let bad = |why: String| Error::new(Code::Envelope, why);
         let wire: Wire = json::from_slice(bytes, json::ENVELOPE_DEPTH).map_err(|e| bad(e.to_string()))?;
-        if wire.signatures.len() > MAX_SIGNATURES {
-            return Err(bad(format!("{} signatures, at most {MAX_SIGNATURES}", wire.signatures.len())));
-        }
-        let payload = BASE64.decode(&wire.payload).map_err(|e| bad(format!("payload: {e}")))?;
-        let signatures = wire
-            .signatures
-            .iter()
-            .map(|s| Some(Signature { keyid: s.keyid, sig: decode_array(&s.sig)? }))
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| bad("a signature is not 64 bytes in padded base64".to_owned()))?;
-        Ok(Self { payload, payload_type: wire.payload_type, signatures })
+        Self::try_from(wire).map_err(bad)
     }
 
     /// The envelope on the wire.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let wire = Wire {
-            payload: BASE64.encode(&self.payload),
-            payload_type: self.payload_type.clone(),
-            signatures: self
-                .signatures
-                .iter()
-                .map(|s| WireSignature { keyid: s.keyid, sig: BASE64.encode(s.sig) })
-                .collect(),
-        };
-        serde_json::to_vec(&wire).expect("strings and lists are always JSON")
+        serde_json::to_vec(self).expect("strings and lists are always JSON")
     }
 
     /// The payload's bytes; not to be believed before verification.

@@ -19,12 +19,14 @@
 //! | [`enrol`] | enrolment tokens, login challenges, introduction secrets |
 //! | [`text`] | foreign text, made safe to show |
 //! | [`device_api`] | bodies of the device routes that are not signed documents |
+//! | [`channel`] | frames between a device and its cloud |
 //! | [`config`] | `copal.json`, what a device is given before its first start |
 //! | `testing` | fixed keys and ready documents, behind a feature of that name |
 //!
 //! The normative text is `docs/protocol.md`.
 #![forbid(unsafe_code)]
 
+pub mod channel;
 pub mod clock;
 pub mod config;
 pub mod device_api;

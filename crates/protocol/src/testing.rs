@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     documents::{
-        AppTarget, Assignment, CloudAddress, Compat, DeviceConfig, Document, DocumentRef, Freshness,
-        HostPayload, ImageRef, Layer, Policy, Release, ReleaseKind, ReleaseMode, Role, RoleKeys, Root,
-        RootKey, SPEC, ServiceRelease,
+        Act, Action, AppTarget, Assignment, CloudAddress, Compat, Delivery, DeviceConfig, Document,
+        DocumentRef, Freshness, HostPayload, ImageRef, Layer, Policy, Release, ReleaseKind, ReleaseMode,
+        Role, RoleKeys, Root, RootKey, SPEC, ServiceRelease,
     },
     envelope::Envelope,
-    ids::{AppId, DeviceId, Digest, FleetId, Sha256Hex},
+    ids::{AppId, CommandId, DeviceId, Digest, FleetId, Sha256Hex},
     keys::SigningKey,
     spec::ServiceSpec,
     verify::{self, DeviceIdentity, Platform, Verified},
@@ -200,6 +200,23 @@ impl OwnerKeys {
             assign_epoch: 1,
             seq,
             time: NOW,
+            ext: None,
+        }
+    }
+
+    /// An act of the device, good for an hour. Not signed yet.
+    #[must_use]
+    pub fn action(&self, seq: u64, act: Act) -> Action {
+        Action {
+            spec: SPEC,
+            fleet_id: self.fleet_id,
+            device_id: self.device_id,
+            id: CommandId::from_bytes(u128::from(seq).to_be_bytes()),
+            seq,
+            act,
+            delivery: Delivery::Store,
+            ttl_s: 3600,
+            issued_at: NOW,
             ext: None,
         }
     }

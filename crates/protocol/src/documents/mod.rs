@@ -3,6 +3,7 @@
 
 use crate::ids::FleetId;
 
+mod action;
 mod assignment;
 mod build;
 mod freshness;
@@ -10,6 +11,7 @@ mod release;
 mod report;
 mod root;
 
+pub use action::{Act, Action, Delivery, MAX_TTL_S};
 pub use assignment::{
     AppTarget, Assignment, DeviceConfig, DocumentRef, EnvByService, HostTarget, SealedByService,
 };

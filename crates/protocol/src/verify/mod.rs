@@ -12,11 +12,13 @@
 //! | `signatures` | 4: who signed |
 //! | `payload` | 5: the very bytes verified, parsed |
 //! | `assignment`, `freshness` | 6 |
+//! | `action` | what a device is told to do |
 //! | `release`, `shape` | 7 |
 //! | [`chain`] | all of them over files, for people |
 //!
 //! Policy (8) is [`crate::policy`]; the later steps need an engine and are the agent's.
 
+mod action;
 mod assignment;
 pub mod chain;
 mod error;
@@ -29,6 +31,7 @@ mod signatures;
 #[cfg(test)]
 mod tests;
 
+pub use action::action;
 pub use assignment::{AssignmentMark, DeviceIdentity, assignment};
 pub use error::{Code, Error};
 pub use freshness::freshness;

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use super::*;
 use crate::{
-    documents::{Assignment, BuildRecord, Freshness, Release, Report, Root},
+    documents::{Action, Assignment, BuildRecord, Freshness, Release, Report, Root},
     spec,
 };
 
@@ -33,7 +33,7 @@ fn every_field_stands_in_the_protocol_text() {
     let text = read("docs/protocol.md");
     let source = "crates/protocol/src";
     let mut files =
-        vec![format!("{source}/spec.rs"), format!("{source}/device_api.rs"), format!("{source}/config.rs")];
+        ["spec", "device_api", "config", "channel"].map(|file| format!("{source}/{file}.rs")).to_vec();
     for entry in fs::read_dir(repository().join(source).join("documents")).unwrap() {
         files.push(format!("{source}/documents/{}", entry.unwrap().file_name().to_string_lossy()));
     }
@@ -72,6 +72,7 @@ fn every_payload_type_stands_there_with_its_bound() {
         (row::<Release>(), Release::MAX_BYTES),
         (row::<Assignment>(), Assignment::MAX_BYTES),
         (row::<Freshness>(), Freshness::MAX_BYTES),
+        (row::<Action>(), Action::MAX_BYTES),
         (row::<BuildRecord>(), BuildRecord::MAX_BYTES),
         (row::<Report>(), Report::MAX_BYTES),
     ] {

@@ -1,5 +1,6 @@
 //! One test a code, named after what it promises; documents are made by [`crate::testing`].
 
+mod actions;
 mod assignments;
 mod chains;
 mod docs;

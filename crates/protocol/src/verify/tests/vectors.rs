@@ -6,8 +6,8 @@ use std::{fs, path::PathBuf};
 use super::*;
 use crate::{
     documents::{
-        AgentReport, Assignment, BuildRecord, Freshness, HostReport, HostTarget, LockState, Progress, Reason,
-        Release, Report, Root, RunningService, SPEC, ServiceState, SlotReport, SlotState,
+        Act, Action, AgentReport, Assignment, BuildRecord, Freshness, HostReport, HostTarget, LockState,
+        Progress, Reason, Release, Report, Root, RunningService, SPEC, ServiceState, SlotReport, SlotState,
     },
     enrol,
     ids::{Digest, Sha256Hex},
@@ -135,6 +135,10 @@ fn the_format_of_documents_is_the_stored_one() {
     let answer = is_stored::<Freshness>("freshness.json", &answer, &[&keys.assign]);
     verify::freshness(&root, &keys.identity(), nonce, &mark, &answer).unwrap();
     assert_eq!(platform().arch, "amd64");
+
+    let action = keys.action(7, Act::StopService { service: "worker".parse().unwrap() });
+    let action = is_stored::<Action>("action.json", &action, &[&keys.assign]);
+    verify::action(&root, &keys.identity(), &action).unwrap();
 }
 
 #[test]

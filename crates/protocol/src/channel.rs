@@ -1,0 +1,483 @@
+//! Frames of the channel between a device and its cloud: one WebSocket, text messages of JSON, binary ones for streams.
+//!
+//! Truth stays with the poll: a [`CloudFrame::Hint`] names what the state route would serve and nothing else, so that losing or
+//! repeating one is harmless. Commands are done once, by id. A frame whose `t` the reader does not know is left aside: what a
+//! side can do it says in its first frame.
+//!
+//! The same frames pass by `POST /device/v1/exchange` where a network lets no WebSocket through. Streams need the WebSocket.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    documents::Delivery,
+    envelope::Envelope,
+    ids::{CommandId, Name, Sha256Hex},
+    json::{self, JsonError},
+};
+
+/// The WebSocket's subprotocol: the version of all this.
+pub const SUBPROTOCOL: &str = "copal.channel.v1";
+/// The largest message of either side, bytes.
+pub const MAX_MESSAGE: usize = 256 << 10;
+/// How deep a frame may be nested.
+pub const MAX_DEPTH: usize = 16;
+/// The most frames in one exchange.
+pub const MAX_FRAMES: usize = 64;
+/// The most streams of one device at a time.
+pub const MAX_STREAMS: usize = 8;
+/// Bytes of a stream that may be under way before the receiver gave credit for more.
+pub const FIRST_CREDIT: u32 = 64 << 10;
+/// Bytes before the data of a binary message: the stream's number, big endian.
+pub const STREAM_HEAD: usize = 4;
+
+/// What a device says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case", deny_unknown_fields)]
+pub enum DeviceFrame {
+    /// First of all.
+    Hello(Hello),
+    /// Where a command stands.
+    Ack(Ack),
+    /// A signed Report, as the report route takes it.
+    Report {
+        /// The document.
+        envelope: Envelope,
+    },
+    /// Things of one class, in the order they happened.
+    Batch(Batch),
+    /// A stream is open: data may flow.
+    Opened {
+        /// Its number.
+        stream: u32,
+    },
+    /// A stream is no more, or was refused.
+    Closed(Closed),
+    /// More bytes of a stream may be sent.
+    Credit(Credit),
+}
+
+/// What the cloud says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "snake_case", deny_unknown_fields)]
+pub enum CloudFrame {
+    /// Answers [`DeviceFrame::Hello`].
+    Welcome(Welcome),
+    /// The state route would serve this now.
+    Hint {
+        /// Its `ETag`; absent where nothing is assigned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        etag: Option<Sha256Hex>,
+    },
+    /// Do this.
+    Cmd(Command),
+    /// What was said is stored: the device may forget it.
+    Stored(Stored),
+    /// Open a stream.
+    Open(Open),
+    /// A stream is no more.
+    Closed(Closed),
+    /// More bytes of a stream may be sent.
+    Credit(Credit),
+    /// A terminal's window changed.
+    Resize {
+        /// Its stream.
+        stream: u32,
+        /// Columns.
+        cols: u16,
+        /// Rows.
+        rows: u16,
+    },
+    /// The cloud ends the channel.
+    Bye {
+        /// Why: `restarting`, `replaced`, `device_revoked`, `protocol`.
+        code: String,
+        /// Come back within so many seconds, at a moment of your own choosing.
+        retry_within_s: u32,
+    },
+}
+
+/// A device's first frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// Of the agent.
+    pub agent_version: String,
+    /// The kernel's boot id, 32 hex digits.
+    pub boot_id: String,
+    /// Seconds since the boot.
+    pub uptime_s: u64,
+    /// What it can do beyond this version's frames: `logs`, `terminal`.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// The assignment it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<Sha256Hex>,
+}
+
+/// The cloud's first frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Welcome {
+    /// Numbers the device's channels: what an older one says of itself no longer counts.
+    pub epoch: u64,
+    /// Seconds between pings the cloud asks for; a device may ping more often where its network needs it.
+    pub ping_s: u32,
+    /// The device counts as connected for so many seconds after it was heard.
+    pub lease_s: u32,
+    /// When the channel breaks, come back at a random moment within so many seconds.
+    pub reconnect_window_s: u32,
+    /// What the state route would serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<Sha256Hex>,
+    /// The cloud's clock, Unix seconds. Never raises the device's floor.
+    pub time: u64,
+}
+
+/// Something a device is to do or to tell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// Names it. The same id again gets the same answer, and nothing is done twice.
+    pub id: CommandId,
+    /// Seconds since it was asked for, by the cloud's clock.
+    pub age_s: u32,
+    /// What.
+    pub order: Order,
+}
+
+/// What a command carries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Order {
+    /// A signed [`Action`](crate::documents::Action): something changes.
+    Action(Envelope),
+    /// A question: nothing changes.
+    Read(Read),
+}
+
+/// A question, which needs no signature.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Read {
+    /// What to tell.
+    pub what: Question,
+    /// Seconds in which it may begin.
+    pub ttl_s: u32,
+    /// Whether it waits for a device that is away.
+    pub delivery: Delivery,
+}
+
+/// What can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Question {
+    /// The health checks, or some of them.
+    Probes {
+        /// Their names; empty: all.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        names: Vec<String>,
+    },
+}
+
+/// Where a command stands on the device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ack {
+    /// The command.
+    pub id: CommandId,
+    /// How far it is.
+    pub state: AckState,
+    /// Stable, where it was refused or failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// For people; at most 2,000 characters.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// What was asked for. Integers only, as everywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<Value>,
+}
+
+/// How far a command is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AckState {
+    /// Understood, written down, and about to be done.
+    Accepted,
+    /// Being done.
+    Running,
+    /// Ended well.
+    Done,
+    /// Ended, and not well; `code` says why.
+    Failed,
+    /// Not done, for `code`.
+    Rejected,
+    /// Came too late.
+    Expired,
+    /// The device died in the middle of it. Whether it was done is not known, and it is not begun again.
+    Unknown,
+}
+
+impl AckState {
+    /// Whether nothing follows.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        !matches!(self, Self::Accepted | Self::Running)
+    }
+}
+
+/// What data is worth, when not all of it can be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Kept on the device until the cloud has it.
+    Event,
+    /// The newest counts.
+    Telemetry,
+}
+
+/// Things that happened, numbered without a gap from `first_seq` on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    /// Of which class.
+    pub class: Class,
+    /// The boot they were numbered in.
+    pub boot_id: String,
+    /// The first one's number; numbers rise over the device's life.
+    pub first_seq: u64,
+    /// How many were lost just before, for want of room.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped: u64,
+    /// The things.
+    pub items: Vec<Value>,
+}
+
+/// What the cloud has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stored {
+    /// Of which class.
+    pub class: Class,
+    /// Up to this number, itself included.
+    pub up_to: u64,
+}
+
+/// A stream the cloud wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Open {
+    /// Its number, unique on this channel.
+    pub stream: u32,
+    /// Of what.
+    pub of: StreamOf,
+}
+
+/// What a stream carries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum StreamOf {
+    /// Lines of logs, each a JSON object and a line end.
+    Logs {
+        /// Of these services; empty: all.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        services: Vec<Name>,
+        /// After this number; absent: the newest `tail` lines.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<u64>,
+        /// How many lines from before.
+        #[serde(default)]
+        tail: u32,
+        /// Whether to go on with what comes.
+        #[serde(default)]
+        follow: bool,
+    },
+}
+
+/// The end of a stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Closed {
+    /// Its number.
+    pub stream: u32,
+    /// Stable: `ended`, or why not.
+    pub code: String,
+    /// For people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+/// Leave to send more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credit {
+    /// The stream.
+    pub stream: u32,
+    /// So many bytes more.
+    pub bytes: u32,
+}
+
+/// `POST /device/v1/exchange`: what the device has to say; held until the cloud has something to say, at most `wait` seconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exchange<F> {
+    /// At most [`MAX_FRAMES`].
+    pub frames: Vec<F>,
+}
+
+/// A side's frames, and the words they begin with.
+pub trait Frame: Serialize + serde::de::DeserializeOwned {
+    /// Every `t` this version knows.
+    const KNOWN: &'static [&'static str];
+}
+
+impl Frame for DeviceFrame {
+    const KNOWN: &'static [&'static str] = &["hello", "ack", "report", "batch", "opened", "closed", "credit"];
+}
+
+impl Frame for CloudFrame {
+    const KNOWN: &'static [&'static str] =
+        &["welcome", "hint", "cmd", "stored", "open", "closed", "credit", "resize", "bye"];
+}
+
+/// Reads one frame; `None` where its `t` is of a later version.
+///
+/// # Errors
+/// Text that is no frame, or a known one of another shape.
+pub fn read<F: Frame>(text: &[u8]) -> Result<Option<F>, JsonError> {
+    /// A later frame may have other fields: its name is looked at before they are.
+    #[derive(Deserialize)]
+    struct NameOnly {
+        t: String,
+    }
+    json::check(text, MAX_DEPTH)?;
+    let NameOnly { t } = json::typed(text)?;
+    if !F::KNOWN.contains(&t.as_str()) {
+        return Ok(None);
+    }
+    json::typed(text).map(Some)
+}
+
+/// Writes one frame.
+///
+/// # Errors
+/// Only where a result holds what JSON cannot.
+pub fn write<F: Frame>(frame: &F) -> Result<String, serde_json::Error> {
+    serde_json::to_string(frame)
+}
+
+/// A binary message of a stream.
+#[must_use]
+pub fn data(stream: u32, bytes: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(STREAM_HEAD + bytes.len());
+    message.extend_from_slice(&stream.to_be_bytes());
+    message.extend_from_slice(bytes);
+    message
+}
+
+/// The stream of a binary message, and what it carries.
+#[must_use]
+pub fn parse_data(message: &[u8]) -> Option<(u32, &[u8])> {
+    let (head, bytes) = message.split_first_chunk::<STREAM_HEAD>()?;
+    Some((u32::from_be_bytes(*head), bytes))
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{documents::Act, testing::OwnerKeys};
+
+    #[track_caller]
+    fn there_and_back<F: Frame + PartialEq + std::fmt::Debug>(frame: &F, wire: &Value) {
+        let text = write(frame).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), *wire);
+        assert!(F::KNOWN.contains(&wire["t"].as_str().unwrap()));
+        assert_eq!(read::<F>(text.as_bytes()).unwrap().as_ref(), Some(frame));
+    }
+
+    #[test]
+    fn frames_are_what_the_protocol_says() {
+        let id = "00112233445566778899aabbccddeeff".parse().unwrap();
+        there_and_back(
+            &DeviceFrame::Hello(Hello {
+                agent_version: "0.1.0".to_owned(),
+                boot_id: "b".repeat(32),
+                uptime_s: 7,
+                features: vec!["logs".to_owned()],
+                etag: None,
+            }),
+            &json!({"t": "hello", "agent_version": "0.1.0", "boot_id": "b".repeat(32), "uptime_s": 7, "features": ["logs"]}),
+        );
+        there_and_back(&CloudFrame::Hint { etag: None }, &json!({"t": "hint"}));
+        let what = Question::Probes { names: vec![] };
+        let order = Order::Read(Read { what, ttl_s: 30, delivery: Delivery::Direct });
+        there_and_back(
+            &CloudFrame::Cmd(Command { id, age_s: 0, order }),
+            &json!({"t": "cmd", "id": id, "age_s": 0,
+                "order": {"read": {"what": {"verb": "probes"}, "ttl_s": 30, "delivery": "direct"}}}),
+        );
+        let ack =
+            Ack { id, state: AckState::Done, code: None, message: String::new(), result: Some(json!([1])) };
+        there_and_back(
+            &DeviceFrame::Ack(ack),
+            &json!({"t": "ack", "id": id, "state": "done", "result": [1]}),
+        );
+        there_and_back(
+            &DeviceFrame::Credit(Credit { stream: 3, bytes: 9 }),
+            &json!({"t": "credit", "stream": 3, "bytes": 9}),
+        );
+        let of = StreamOf::Logs { services: vec![], after: None, tail: 10, follow: true };
+        there_and_back(
+            &CloudFrame::Open(Open { stream: 3, of }),
+            &json!({"t": "open", "stream": 3, "of": {"kind": "logs", "tail": 10, "follow": true}}),
+        );
+    }
+
+    #[test]
+    fn a_command_carries_an_action_that_still_verifies() {
+        let keys = OwnerKeys::fixed();
+        let root = keys.trusted(&keys.root());
+        let envelope = crate::testing::sign(&keys.action(1, Act::Reboot {}), &[&keys.assign]);
+        let command =
+            Command { id: CommandId::from_bytes([1; 16]), age_s: 5, order: Order::Action(envelope) };
+        let text = write(&CloudFrame::Cmd(command)).unwrap();
+        let Some(CloudFrame::Cmd(Command { order: Order::Action(read), .. })) =
+            read(text.as_bytes()).unwrap()
+        else {
+            panic!("{text}")
+        };
+        assert_eq!(crate::verify::action(&root, &keys.identity(), &read).unwrap().act, Act::Reboot {});
+    }
+
+    #[test]
+    fn a_later_frame_is_left_aside_and_a_wrong_one_refused() {
+        assert_eq!(read::<CloudFrame>(br#"{"t":"sing","song":[{"a":1}]}"#).unwrap(), None);
+        for bad in [
+            &b"{}"[..],
+            b"[]",
+            br#"{"t":"hint","etag":"x"}"#,
+            br#"{"t":"credit","stream":1}"#,
+            br#"{"t":"credit","stream":1,"bytes":-1}"#,
+            br#"{"t":"credit","stream":1,"bytes":1.5}"#,
+            br#"{"t":"credit","stream":1,"stream":2,"bytes":1}"#,
+            br#"{"t":"stored","class":"event","up_to":1,"more":1}"#,
+            br#"{"t":"hint"} x"#,
+        ] {
+            assert!(read::<CloudFrame>(bad).is_err(), "{}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    #[test]
+    fn data_names_its_stream() {
+        assert_eq!(parse_data(&data(0x0102_0304, b"\0\xff")), Some((0x0102_0304, &b"\0\xff"[..])));
+        assert_eq!(parse_data(&[0, 0, 1]), None);
+    }
+}
