@@ -20,6 +20,7 @@
 //! | [`text`] | foreign text, made safe to show |
 //! | [`device_api`] | bodies of the device routes that are not signed documents |
 //! | [`channel`] | frames between a device and its cloud |
+//! | [`diagnosis`] | results of a device's health checks, and their text |
 //! | [`config`] | `copal.json`, what a device is given before its first start |
 //! | `testing` | fixed keys and ready documents, behind a feature of that name |
 //!
@@ -30,6 +31,7 @@ pub mod channel;
 pub mod clock;
 pub mod config;
 pub mod device_api;
+pub mod diagnosis;
 pub mod documents;
 pub mod enrol;
 pub mod envelope;

@@ -32,8 +32,9 @@ fn every_code_stands_in_the_protocol_text_and_no_other() {
 fn every_field_stands_in_the_protocol_text() {
     let text = read("docs/protocol.md");
     let source = "crates/protocol/src";
-    let mut files =
-        ["spec", "device_api", "config", "channel"].map(|file| format!("{source}/{file}.rs")).to_vec();
+    let mut files = ["spec", "device_api", "config", "channel", "diagnosis"]
+        .map(|file| format!("{source}/{file}.rs"))
+        .to_vec();
     for entry in fs::read_dir(repository().join(source).join("documents")).unwrap() {
         files.push(format!("{source}/documents/{}", entry.unwrap().file_name().to_string_lossy()));
     }
@@ -79,6 +80,14 @@ fn every_payload_type_stands_there_with_its_bound() {
         let line = text.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("no row {row}"));
         let bound = if max == 1 << 20 { "1 MiB".to_owned() } else { format!("{} KiB", max >> 10) };
         assert!(line.ends_with(&format!("| {bound} |")), "{line}: {bound}");
+    }
+}
+
+#[test]
+fn every_probe_stands_there() {
+    let text = read("docs/protocol.md");
+    for (name, _) in crate::diagnosis::PROBES {
+        assert!(text.contains(&format!("`{name}`")), "{name}");
     }
 }
 
