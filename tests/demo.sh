@@ -202,7 +202,7 @@ cp -r variants/v3/. .
 push 'third release, broken'
 left=90
 while :; do
-    rolled=$(copal device list --fleet demo --json | tr -d ' \n' | { grep -oE '"code":"rolled_back"' || true; } | wc -l)
+    rolled=$(copal device list --fleet demo --json | tr -d ' \n' | { grep -oE '"message":"[^"]*;thereleasebeforeitrunsagain"' || true; } | wc -l)
     [ "$rolled" = 2 ] && break
     [ "$left" -gt 0 ] || { devices; die 'the devices did not undo the broken release' "logs: $work/device-*/agent.log"; }
     countdown 'the health window runs; it ends at the latest in %3d s' "$left"

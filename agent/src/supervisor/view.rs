@@ -13,10 +13,16 @@ use super::{
     pass::{LaneState, Supervisor},
 };
 use crate::{
-    apply::status::{AgentStatus, AppStatus, reason, weight},
+    apply::{
+        status::{AgentStatus, AppStatus, reason, weight},
+        trial::Choice,
+    },
     engine::{Container, Health, RunState},
     observe::Seen,
-    plan::{Lane, Need, wanted::WantedService},
+    plan::{
+        Lane, Need,
+        wanted::{WantedApp, WantedService},
+    },
 };
 
 impl Supervisor {
@@ -47,6 +53,14 @@ impl Supervisor {
             .collect();
         let named = |target: &crate::target::model::AppTarget| (target.key(), target.release.sha256());
         let mut reasons: Vec<Reason> = app.choice_reason().into_iter().collect();
+        if let (Some(why), Some(Choice::Fallback)) = (reasons.first_mut(), app.choice) {
+            let back = app.wanted.as_deref().is_some_and(|wanted| self.is_there(id, wanted));
+            why.message.push_str(if back {
+                "; the release before it runs again"
+            } else {
+                "; the release before it is being brought back"
+            });
+        }
         reasons.extend(lanes.iter().filter_map(|(lane, state)| lane_reason(lane, state)));
         if reasons.is_empty() && app.target.is_some() {
             reasons.extend(app.on_trial().then(|| trial_reason(app)));
@@ -66,6 +80,16 @@ impl Supervisor {
             reason: why,
             progress: progress(app, &lanes),
         }
+    }
+
+    /// Whether each service has its container, started at least once.
+    fn is_there(&self, id: AppId, wanted: &WantedApp) -> bool {
+        let seen = self.state.apps.get(&id);
+        wanted.services.iter().all(|(name, service)| {
+            let list = seen.and_then(|app| app.services.get(name)).into_iter().flatten();
+            list.filter(|one| one.hash == service.hash)
+                .any(|one| !matches!(one.container.state, RunState::Created | RunState::Dead))
+        })
     }
 
     fn running(&self, id: AppId, app: &App, lanes: &[(&Lane, &LaneState)]) -> BTreeMap<Name, RunningService> {

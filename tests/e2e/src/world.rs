@@ -81,7 +81,10 @@ impl World {
     pub async fn reason(&self, index: usize, code: &str) -> Value {
         eventually(&format!("the device says {code}"), 120, || async {
             let device = self.device(index).await.ok_or("not enrolled")?;
-            if device["reason"]["code"] == code { Ok(device) } else { Err(device.to_string()) }
+            // A device that goes back says so first and is back after.
+            let going =
+                device["reason"]["message"].as_str().is_some_and(|m| m.ends_with("is being brought back"));
+            if device["reason"]["code"] == code && !going { Ok(device) } else { Err(device.to_string()) }
         })
         .await
     }
@@ -109,6 +112,8 @@ impl World {
         let words = ["agent", "bundle", "--binary", file, "--arch", arch(), "--version", version, "-o", out];
         self.owner.ok(&[&words[..], &["--fleet", &self.fleet]].concat()).await;
         self.owner.ok(&["os", "bundle", "sign", out, "--yes"]).await;
+        // Its counter is the second it was made in, and the next one has to be higher.
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         out.to_owned()
     }
 

@@ -137,7 +137,7 @@ impl Supervisor {
             return false;
         }
         why.code = "rolled_back".to_owned();
-        why.message = format!("{} ({}); the release before it runs again", failure.message, failure.code);
+        why.message = format!("{} ({})", failure.message, failure.code);
         if let Err(error) = self.ledger.park(id, key, &why) {
             // Rolled back all the same; after a restart of the agent it would be tried once more.
             tracing::error!(app = %id, %error, "what failed cannot be written down");
