@@ -17,6 +17,7 @@ pub mod apply;
 pub mod clock;
 pub mod cloud;
 pub mod commands;
+pub mod diagnostics;
 pub mod engine;
 pub mod identity;
 pub mod images;

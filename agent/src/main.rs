@@ -37,6 +37,10 @@ enum Command {
     /// The operating system's two slots (root only).
     #[command(subcommand)]
     Os(commands::os::OsCommand),
+    /// Health checks of this device; exit code 1 when one failed.
+    Diagnose(commands::diagnose::DiagnoseArgs),
+    /// One file for whoever helps from afar: checks, status, logs, without secrets.
+    SupportBundle(commands::support_bundle::BundleArgs),
     /// Make the run folders before the engine starts (a unit ordered before it does).
     Prepare,
     /// The version.
@@ -99,6 +103,8 @@ fn perform(cli: &Cli) -> anyhow::Result<bool> {
         Command::Plan(args) => commands::plan::plan(args, &cli.places.name_prefix)?,
         Command::Verify(args) => return commands::verify::verify(args),
         Command::Os(command) => return commands::os::os(&cli.places, command),
+        Command::Diagnose(args) => return commands::diagnose::diagnose(&cli.places, args),
+        Command::SupportBundle(args) => commands::support_bundle::support_bundle(&cli.places, args)?,
         Command::Prepare => commands::prepare::prepare(&cli.places)?,
         Command::Version => println!("{}", env!("CARGO_PKG_VERSION")),
     }

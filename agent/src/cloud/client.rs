@@ -124,6 +124,12 @@ impl Cloud {
         }
     }
 
+    /// The base URLs it goes to.
+    #[must_use]
+    pub fn bases(&self) -> Vec<String> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).address.urls.clone()
+    }
+
     /// Calls, and reads the whole bounded answer.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ pub use backoff::{Backoff, retry_after};
 pub use client::{Address, Call, Cloud};
 pub use error::CloudError;
 pub use fetch::{Answer, Blob, Limits};
+pub use names::{ask_server, name_servers};
 
 /// Random 64 bits for jitter; a constant where the system has no randomness (jitter is no secret).
 #[must_use]

@@ -6,11 +6,12 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use hickory_resolver::{
     TokioResolver,
-    config::{LookupIpStrategy, ResolverConfig, ResolverOpts},
+    config::{LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     net::runtime::TokioRuntimeProvider,
     system_conf::parse_resolv_conf,
 };
@@ -48,6 +49,31 @@ impl Names {
         Ok(resolver.insert(built).clone())
     }
 
+    /// The servers of the file.
+    pub(super) fn servers(&self) -> Result<Vec<IpAddr>, String> {
+        Ok(self.config()?.0.name_servers().iter().map(|server| server.ip).collect())
+    }
+
+    /// Asks one server, once, past every cache, for the addresses of `name`; empty where there are none.
+    pub(super) async fn ask(server: IpAddr, name: &str, patience: Duration) -> Result<Vec<IpAddr>, String> {
+        let config = ResolverConfig::from_name_servers(vec![NameServerConfig::udp_and_tcp(server)]);
+        let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let options = builder.options_mut();
+        options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
+        options.timeout = patience;
+        options.attempts = 1;
+        options.use_hosts_file = ResolveHosts::Never;
+        let resolver = builder.build().map_err(|e| e.to_string())?;
+        // The end of the name is said, so that no search domain is tried.
+        let whole = format!("{}.", name.trim_end_matches('.'));
+        match tokio::time::timeout(patience, resolver.lookup_ip(whole)).await {
+            Ok(Ok(found)) => Ok(found.iter().collect()),
+            Ok(Err(e)) if e.is_no_records_found() => Ok(Vec::new()),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(_) => Err(format!("no answer within {} s", patience.as_secs())),
+        }
+    }
+
     fn config(&self) -> Result<(ResolverConfig, ResolverOpts), String> {
         let file = self.file.display();
         let none = |why: &str| {
@@ -66,6 +92,22 @@ impl Names {
         let text = fs::read(&self.file).map_err(|e| none(&e.to_string()))?;
         parse_resolv_conf(text).map_err(|e| none(&e.to_string()))
     }
+}
+
+/// The name servers that `file` names.
+///
+/// # Errors
+/// Why it names none.
+pub fn name_servers(file: impl Into<PathBuf>) -> Result<Vec<IpAddr>, String> {
+    Names::new(file).servers()
+}
+
+/// Asks one name server, once, for the addresses of `name`; empty where it knows of none.
+///
+/// # Errors
+/// Why it did not answer.
+pub async fn ask_server(server: IpAddr, name: &str, patience: Duration) -> Result<Vec<IpAddr>, String> {
+    Names::ask(server, name, patience).await
 }
 
 impl Resolve for Names {

@@ -7,6 +7,7 @@
 //! | `os` | targets, services, condition | the operating system's status; restarts |
 //! | `selfupdate::Updater` | targets, the others' states | its status; another binary in this process's place |
 //! | `report::Reporter` | status of all, condition | signed reports, `status.json` |
+//! | `diagnostics::door` | questions of programs on this device | results of health checks |
 //! | watchdog | time | systemd's pings |
 
 use std::{sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use tokio::{
 use super::rooms::Rooms;
 use crate::{
     apply::status::{AgentStatus, reason},
+    diagnostics::{self, Link},
     engine::Engine,
     images::Pulls,
     os::{
@@ -98,6 +100,9 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         status: os_writer,
     };
     let update_os = update_os(&rooms, places, engine.clone(), lines);
+    let link = Link::Own { session: rooms.session.clone(), store: rooms.store.clone() };
+    let checks =
+        Arc::new(diagnostics::Deps::new(places.clone(), rooms.clock.clone(), engine.clone(), link, true));
     let supervise = async {
         let device_id = enrolled(condition).await;
         let deps = Deps {
@@ -115,6 +120,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         () = Box::pin(reporter.run()) => false,
         () = Box::pin(supervise) => false,
         () = Box::pin(update_os) => false,
+        () = Box::pin(diagnostics::door::serve(checks)) => false,
         () = Box::pin(updater.run()) => true,
         () = watchdog() => false,
         () = stop_asked() => {

@@ -53,7 +53,7 @@ fn collect(map: Option<std::collections::HashMap<String, String>>) -> Labels {
     map.unwrap_or_default().into_iter().collect()
 }
 
-fn describe(answer: api::ContainerInspectResponse) -> Container {
+pub(super) fn describe(answer: api::ContainerInspectResponse) -> Container {
     let state = answer.state.unwrap_or_default();
     let config = answer.config.unwrap_or_default();
     let host = answer.host_config.unwrap_or_default();

@@ -14,6 +14,7 @@ mod error;
 pub(crate) mod fake;
 mod image;
 mod logs;
+mod look;
 mod storage;
 
 use std::{
@@ -30,6 +31,7 @@ pub use api::{
 pub use error::EngineError;
 pub use image::{ImageId, ImageIdentity, PullProgress};
 pub use logs::lines as log_lines;
+pub use look::{EngineInfo, Inspection, Whose};
 pub use storage::Storage;
 
 /// Where the engine listens unless told otherwise.

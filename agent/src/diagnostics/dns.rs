@@ -1,0 +1,230 @@
+//! Whether the cloud's name is found, and each name server answers.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use copal_protocol::diagnosis::{ProbeResult, Unit, Verdict};
+use futures_util::future::join_all;
+
+use super::tree::Tree;
+use crate::cloud::{ask_server, name_servers};
+
+pub(super) const NAME: &str = "dns";
+/// A server has so long; programs on the device are hardly more patient.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Milliseconds beyond which everything on the device feels slow.
+const SLOW: i64 = 2000;
+/// The most name servers that are asked; resolvers use three.
+const MOST: usize = 6;
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The cloud's host name; absent where it is an address, or not known.
+    pub name: Option<String>,
+    /// Its addresses by `/etc/hosts`.
+    pub hosts: Vec<String>,
+    /// Name servers and what each said, with milliseconds; or why there are none.
+    pub servers: Result<Vec<(IpAddr, Result<Vec<IpAddr>, String>, i64)>, String>,
+}
+
+/// Looks, and asks.
+pub async fn read(tree: &Tree, bases: &[String]) -> Seen {
+    let host = bases.iter().find_map(|base| Some(base.parse::<http::Uri>().ok()?.host()?.to_owned()));
+    let name = host.filter(|host| !is_address(host));
+    let hosts = match &name {
+        Some(name) => in_hosts(&tree.text("etc/hosts").unwrap_or_default(), name),
+        None => Vec::new(),
+    };
+    // Without a name of the cloud's, whether a server answers at all is still worth knowing.
+    let asked = name.clone().unwrap_or_else(|| "example.com".to_owned());
+    let servers = match name_servers(tree.path("etc/resolv.conf")) {
+        Err(why) => Err(why),
+        Ok(servers) => Ok(join_all(servers.into_iter().take(MOST).map(|server| {
+            let asked = asked.clone();
+            async move {
+                let began = Instant::now();
+                let said = ask_server(server, &asked, PATIENCE).await;
+                (server, said, i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX))
+            }
+        }))
+        .await),
+    };
+    Seen { name, hosts, servers }
+}
+
+/// A host's addresses, as the agent's HTTP client finds them.
+pub(super) async fn find(tree: &Tree, host: &str) -> Result<Vec<IpAddr>, String> {
+    if let Ok(address) = host.parse() {
+        return Ok(vec![address]);
+    }
+    let hosts = in_hosts(&tree.text("etc/hosts").unwrap_or_default(), host);
+    let hosts: Vec<IpAddr> = hosts.iter().filter_map(|address| address.parse().ok()).collect();
+    if !hosts.is_empty() {
+        return Ok(hosts);
+    }
+    let mut last = Err(format!("{host} is not found"));
+    for server in name_servers(tree.path("etc/resolv.conf"))?.into_iter().take(MOST) {
+        match ask_server(server, host, PATIENCE).await {
+            Ok(found) if !found.is_empty() => return Ok(found),
+            Ok(_) => {}
+            Err(why) => last = Err(format!("{host} is not found: {server}: {why}")),
+        }
+    }
+    last
+}
+
+fn is_address(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost")
+}
+
+fn in_hosts(text: &str, name: &str) -> Vec<String> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split('#').next()?.split_ascii_whitespace();
+            let address = words.next()?;
+            words.any(|word| word.eq_ignore_ascii_case(name)).then(|| address.to_owned())
+        })
+        .take(8)
+        .collect()
+}
+
+/// Judges.
+#[must_use]
+pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
+    let none = Vec::new();
+    let servers = seen.servers.as_ref().unwrap_or(&none);
+    let found = servers.iter().find_map(|(_, said, _)| said.as_ref().ok().filter(|found| !found.is_empty()));
+    let mut results = Vec::new();
+    let summary = match (&seen.name, found, &seen.servers) {
+        (None, ..) => {
+            ProbeResult::new(NAME, Verdict::Ok, "the cloud is not addressed by a name that is looked up")
+        }
+        (Some(name), _, _) if !seen.hosts.is_empty() => {
+            ProbeResult::new(NAME, Verdict::Ok, &format!("{name} is {} by /etc/hosts", seen.hosts.join(", ")))
+        }
+        (Some(name), Some(found), _) => {
+            let list: Vec<String> = found.iter().take(4).map(ToString::to_string).collect();
+            ProbeResult::new(NAME, Verdict::Ok, &format!("{name} is {}", list.join(", ")))
+        }
+        (Some(_), None, Err(why)) => ProbeResult::new(NAME, Verdict::Failed, why)
+            .advice("see that DHCP gives name servers, or set them where the network is set up"),
+        (Some(name), None, Ok(servers)) => {
+            let unknown = servers.iter().any(|(_, said, _)| said.is_ok());
+            let (detail, advice) = if unknown {
+                (
+                    "the name servers know no such name",
+                    "look for a typo in copal.json's cloud_url, then at the cloud's own DNS entry",
+                )
+            } else {
+                (
+                    "no name server answers",
+                    "see that UDP and TCP port 53 are open to them, and that the network is up",
+                )
+            };
+            ProbeResult::new(NAME, Verdict::Failed, &format!("{name} is not found: {detail}")).advice(advice)
+        }
+    };
+    results.push(summary);
+    results.extend(servers.iter().map(|(server, said, ms)| {
+        let subject = server.to_string();
+        match said {
+            Ok(_) => {
+                let verdict = if *ms > SLOW { Verdict::Warning } else { Verdict::Ok };
+                let advice = if verdict == Verdict::Ok {
+                    ""
+                } else {
+                    "use a name server that is nearer, or look at what fills the line"
+                };
+                ProbeResult::new(NAME, verdict, "answers")
+                    .of(&subject)
+                    .value(*ms, Unit::Ms)
+                    .threshold(SLOW)
+                    .advice(advice)
+            }
+            // With another one that works names are found, only later.
+            Err(why) => ProbeResult::new(NAME, Verdict::Warning, &format!("does not answer: {why}"))
+                .of(&subject)
+                .advice("take it out of the network's settings, or bring it back"),
+        }
+    }));
+    results
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::plant, *};
+
+    fn seen(name: Option<&str>, servers: Result<Vec<(&str, Result<usize, &str>, i64)>, &str>) -> Seen {
+        let servers = servers.map_err(str::to_owned).map(|servers| {
+            let one = |(server, said, ms): (&str, Result<usize, &str>, i64)| {
+                let said = said.map(|n| vec![IpAddr::from([192, 0, 2, 1]); n]).map_err(str::to_owned);
+                (server.parse().unwrap(), said, ms)
+            };
+            servers.into_iter().map(one).collect()
+        });
+        Seen { name: name.map(str::to_owned), hosts: Vec::new(), servers }
+    }
+
+    #[test]
+    fn a_name_that_is_not_found_fails_and_a_dead_server_warns() {
+        use Verdict::{Failed, Ok as Well, Warning};
+        const NAME: Option<&str> = Some("cloud.example");
+        for (seen, verdicts, word) in [
+            (seen(NAME, Ok(vec![("192.0.2.53", Ok(1), 9)])), vec![Well, Well], "is 192.0.2.1"),
+            (
+                seen(NAME, Ok(vec![("192.0.2.53", Err("timed out"), 9), ("::1", Ok(2), 2001)])),
+                vec![Well, Warning, Warning],
+                "is 192.0.2.1",
+            ),
+            (
+                seen(NAME, Ok(vec![("192.0.2.53", Err("timed out"), 9)])),
+                vec![Failed, Warning],
+                "no name server answers",
+            ),
+            (seen(NAME, Ok(vec![("192.0.2.53", Ok(0), 9)])), vec![Failed, Well], "know no such name"),
+            (seen(NAME, Err("resolv.conf has no nameserver")), vec![Failed], "no nameserver"),
+            (seen(None, Err("resolv.conf has no nameserver")), vec![Well], "not addressed by a name"),
+            (
+                Seen { hosts: vec!["10.0.0.1".to_owned()], ..seen(NAME, Err("none")) },
+                vec![Well],
+                "by /etc/hosts",
+            ),
+        ] {
+            let results = judge(&seen);
+            assert_eq!(results.iter().map(|r| r.verdict).collect::<Vec<_>>(), verdicts, "{results:?}");
+            assert!(results[0].detail.contains(word), "{results:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_read_by_whole_names() {
+        let text = "127.0.0.1 localhost\n10.0.0.1 a.example cloud.example # cloud2.example\n#10.0.0.2 cloud.example\n";
+        assert_eq!(in_hosts(text, "Cloud.example"), ["10.0.0.1"]);
+        assert!(in_hosts(text, "cloud2.example").is_empty() && in_hosts(text, "10.0.0.1").is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_name_server_that_is_not_there_is_told() {
+        let (_dir, tree) = plant(&[("etc/resolv.conf", "nameserver 127.9.9.9\n")]);
+        let results = judge(&read(&tree, &["https://cloud.example:8443".to_owned()]).await);
+        assert_eq!(results.len(), 2);
+        assert_eq!(
+            (results[0].verdict, results[1].verdict),
+            (Verdict::Failed, Verdict::Warning),
+            "{results:?}"
+        );
+        assert_eq!(results[1].subject.as_deref(), Some("127.9.9.9"));
+    }
+
+    #[tokio::test]
+    async fn an_address_needs_no_name() {
+        let (_dir, tree) = plant(&[]);
+        for base in ["http://127.0.0.1:1", "https://[::1]:2", "http://localhost:3"] {
+            assert_eq!(judge(&read(&tree, &[base.to_owned()]).await)[0].verdict, Verdict::Ok, "{base}");
+        }
+    }
+}

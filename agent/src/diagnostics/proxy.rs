@@ -1,0 +1,125 @@
+//! Whether the proxy that is set takes connections.
+
+use std::time::{Duration, Instant};
+
+use copal_protocol::diagnosis::{ProbeResult, Unit, Verdict};
+use tokio::net::TcpStream;
+
+use super::{dns, redact::without_userinfo, tree::Tree};
+
+pub(super) const NAME: &str = "proxy";
+const PATIENCE: Duration = Duration::from_secs(5);
+/// In this order, as the agent's HTTP client reads them.
+const VARIABLES: &[&str] = &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// None is set.
+    None,
+    /// One is set that cannot be understood.
+    Wrong {
+        /// The variable.
+        variable: &'static str,
+        /// Its value without user and password.
+        shown: String,
+    },
+    /// One is set.
+    Set {
+        /// The variable.
+        variable: &'static str,
+        /// Its value without user and password.
+        shown: String,
+        /// Milliseconds until it took a connection, or why it did not.
+        answered: Result<i64, String>,
+    },
+}
+
+/// Looks, and connects. `environment` gives a variable's value.
+pub async fn read(tree: &Tree, environment: impl Fn(&str) -> Option<String>) -> Seen {
+    let set =
+        VARIABLES.iter().find_map(|name| Some((*name, environment(name).filter(|v| !v.trim().is_empty())?)));
+    let Some((variable, value)) = set else { return Seen::None };
+    let value = value.trim();
+    let whole = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
+    let shown = without_userinfo(&whole);
+    let address = whole.parse::<http::Uri>().ok().and_then(|uri| {
+        let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+        let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
+        Some((host, uri.port_u16().unwrap_or(default)))
+    });
+    let Some((host, port)) = address else { return Seen::Wrong { variable, shown } };
+    let began = Instant::now();
+    let connecting = async {
+        let mut last = Err(format!("{host} has no address"));
+        for address in dns::find(tree, &host).await?.into_iter().take(4) {
+            match TcpStream::connect((address, port)).await {
+                Ok(_) => return Ok(()),
+                Err(e) => last = Err(e.to_string()),
+            }
+        }
+        last
+    };
+    let answered = match tokio::time::timeout(PATIENCE, connecting).await {
+        Ok(Ok(())) => Ok(i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX)),
+        Ok(Err(e)) => Err(e),
+        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+    };
+    Seen::Set { variable, shown, answered }
+}
+
+/// Judges.
+#[must_use]
+pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
+    vec![match seen {
+        Seen::None => ProbeResult::new(NAME, Verdict::Ok, "no proxy is set"),
+        Seen::Wrong { variable, shown } => ProbeResult::new(
+            NAME,
+            Verdict::Failed,
+            &format!("{variable} is {shown}, which is no proxy's address"),
+        )
+        .advice("write it as http://host:port in the agent's environment (systemctl edit copal-agent)"),
+        Seen::Set { variable, shown, answered: Ok(ms) } => {
+            let detail = format!("{shown} ({variable}) takes connections");
+            ProbeResult::new(NAME, Verdict::Ok, &detail).value(*ms, Unit::Ms)
+        }
+        Seen::Set { variable, shown, answered: Err(why) } => {
+            let detail = format!("{shown} ({variable}) takes no connections: {why}");
+            ProbeResult::new(NAME, Verdict::Failed, &detail)
+                .advice("the agent reaches the cloud by it alone: bring it back, or take the variable away (systemctl edit copal-agent)")
+        }
+    }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn with(value: &str) -> (Seen, ProbeResult) {
+        let (value, (_dir, tree)) = (value.to_owned(), super::super::tests::plant(&[]));
+        let seen = read(&tree, move |name| (name == "https_proxy").then(|| value.clone())).await;
+        let result = judge(&seen).remove(0);
+        (seen, result)
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_is_away_fails_and_its_password_is_not_told() {
+        assert_eq!(judge(&read(&Tree::new("/nonexistent"), |_| None).await)[0].verdict, Verdict::Ok);
+        assert_eq!(with(" ").await.0, Seen::None);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (_, result) = with(&format!("http://me:hunter2@{address}")).await;
+        assert_eq!(result.verdict, Verdict::Ok, "{result:?}");
+        assert!(!result.detail.contains("hunter2") && result.detail.contains("https_proxy"), "{result:?}");
+        drop(listener);
+        for value in [
+            format!("http://me:hunter2@{address}"),
+            format!("me:hunter2@{address}"),
+            "http://me:hunter2@".to_owned(),
+        ] {
+            let (_, result) = with(&value).await;
+            assert_eq!(result.verdict, Verdict::Failed, "{result:?}");
+            assert!(!result.detail.contains("hunter2"), "{result:?}");
+        }
+    }
+}
