@@ -21,12 +21,14 @@
 //! | [`device_api`] | bodies of the device routes that are not signed documents |
 //! | [`channel`] | frames between a device and its cloud |
 //! | [`diagnosis`] | results of a device's health checks, and their text |
+//! | [`audit`] | the hash chain of the audit log |
 //! | [`config`] | `copal.json`, what a device is given before its first start |
 //! | `testing` | fixed keys and ready documents, behind a feature of that name |
 //!
 //! The normative text is `docs/protocol.md`.
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod channel;
 pub mod clock;
 pub mod config;
