@@ -20,7 +20,7 @@ use crate::{
     keys::ServerKeys,
     serve,
     settings::{self, Place, Settings},
-    store::fleets,
+    store::{Db, fleets},
     tls::private_ca,
 };
 
@@ -82,6 +82,11 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// The log of who did what, from the machine of the server.
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
     /// Print the OpenAPI document.
     Openapi,
     /// What git starts during a push.
@@ -131,6 +136,18 @@ enum TokenCommand {
         /// Seconds until it stops working.
         #[arg(long, value_name = "N")]
         expires_in_s: Option<u32>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Check that no row was changed, removed or put elsewhere; the server may run meanwhile.
+    Verify {
+        #[command(flatten)]
+        place: Place,
+        /// A hash noted earlier: check that the log still holds that row, and so was not cut off or written anew.
+        #[arg(long, value_name = "HASH")]
+        since: Option<String>,
     },
 }
 
@@ -200,6 +217,10 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Gc { place } => {
             println!("{}", Box::pin(collect(&place)).await?);
+            Ok(())
+        }
+        Command::Audit { command: AuditCommand::Verify { place, since } } => {
+            println!("{}", audit_verify(&data(&place)?, since.as_deref()).await?);
             Ok(())
         }
         Command::Hook { name } => {
@@ -282,6 +303,31 @@ async fn token_create(
     audit::record(&mut tx, &Caller::system(), "token.create", &format!("token:{id}"), detail).await?;
     tx.commit().await?;
     Ok(token)
+}
+
+async fn audit_verify(data: &std::path::Path, since: Option<&str>) -> anyhow::Result<String> {
+    let file = Config::local(data.to_owned()).database();
+    // Opening would make one.
+    anyhow::ensure!(file.exists(), "there is no database {}: is --data the server's folder?", file.display());
+    let db = Db::open(&file).await?;
+    let verdict = audit::check(&db, since).await;
+    db.close().await;
+    let verdict = verdict.with_context(|| format!("reading the audit log of {}", file.display()))?;
+    if let Some(broken) = verdict.broken {
+        bail!("the audit log was changed by other hands than the server's: {broken}");
+    }
+    let Some((id, hash)) = verdict.head else {
+        anyhow::ensure!(since.is_none(), "the audit log is empty, and does not hold the hash noted earlier");
+        return Ok("The audit log is empty.".to_owned());
+    };
+    if let (Some(since), None) = (since, verdict.since) {
+        bail!(
+            "the {} rows fit together, but none has the hash {since}: the log was cut off, written anew, or is another server's \
+             (after a restore, that of the back-up)",
+            verdict.rows
+        );
+    }
+    Ok(format!("{} rows, unbroken. Note the newest, row {id}, elsewhere:\n{hash}", verdict.rows))
 }
 
 /// A refusal as people at a terminal read it.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Json, Path, fleets::allowed};
+use super::{Json, Path, device_filter, fleets::allowed};
 use crate::{
     app::App,
     auth::{Act, Caller},
@@ -34,6 +34,9 @@ pub struct Deploy {
     devices: Vec<String>,
     /// Only devices with all of these tags: they are pinned to it.
     tag: BTreeMap<String, String>,
+    /// Only devices that this filter means now (docs/filter.md): they are pinned to it. Not together with `devices` or `tag`;
+    /// needs `dry_run` or `expect_count`.
+    filter: Option<String>,
     /// Only says how many devices it would concern, and what would be refused.
     dry_run: bool,
     /// Changes nothing when another number of devices would be concerned.
@@ -59,7 +62,9 @@ pub struct Deployed {
 #[utoipa::path(post, path = "/fleets/{slug}/deploy", tag = "releases", request_body = Deploy,
     params(("slug" = String, Path, description = "The fleet.")),
     responses((status = 200, body = Deployed), (status = 404, description = "`not_found`"),
-        (status = 409, description = "`count_mismatch`, `release_is_draft`, `awaiting_signature`, `release_invalidated`, `release_revoked`, `below_floor`, `incompatible`, `release_refused`, `root_missing`")))]
+        (status = 409, description = "`count_mismatch`, `release_is_draft`, `awaiting_signature`, `release_invalidated`, `release_revoked`, `below_floor`, `incompatible`, `release_refused`, `root_missing`"),
+        (status = 422, description = "`release_missing`, `filter_alone`, `expect_count_missing`"),
+        (status = 400, description = "`filter_invalid`")))]
 pub(crate) async fn deploy(
     State(app): State<App>,
     caller: Caller,
@@ -73,8 +78,13 @@ pub(crate) async fn deploy(
             "Say which release: its id, its version, or `latest`.",
         ));
     }
+    let filtered = match &wanted.filter {
+        Some(text) => Some(filtered(&app, &fleet, text, &wanted).await?),
+        None => None,
+    };
     let deploy = rollouts::Deploy {
         line: Line::App,
+        filtered,
         release: wanted.release,
         devices: device_ids(&wanted.devices)?,
         tag: wanted.tag,
@@ -82,6 +92,25 @@ pub(crate) async fn deploy(
         expect_count: wanted.expect_count,
     };
     run(&app, &caller, &fleet, &deploy).await
+}
+
+/// The devices a filter means. It may mean more than who wrote it thinks, so the number must have been seen.
+async fn filtered(app: &App, fleet: &FleetRow, text: &str, wanted: &Deploy) -> Result<rollouts::Filtered> {
+    let filter = device_filter::read(text)?;
+    if !wanted.devices.is_empty() || !wanted.tag.is_empty() {
+        return Err(Problem::invalid(
+            "filter_alone",
+            "Give a filter, or devices and tags: a filter can ask for those as well (`id in (…) and tag.site = paris`).",
+        ));
+    }
+    if !wanted.dry_run && wanted.expect_count.is_none() {
+        return Err(Problem::invalid(
+            "expect_count_missing",
+            "A deployment to a filter says how many devices it expects: ask with `dry_run` first, then give `expect_count`.",
+        ));
+    }
+    let ids = device_filter::all(app, fleet, &filter).await?.into_iter().collect();
+    Ok(rollouts::Filtered { filter: filter.to_string(), ids })
 }
 
 /// Deploys, and says what came of it.

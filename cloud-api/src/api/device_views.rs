@@ -307,7 +307,13 @@ impl<'a> Viewer<'a> {
         Ok(self.app.devices.get(row.id()?).is_some_and(|entry| entry.is_online(self.now)))
     }
 
-    fn last_seen(&self, row: &DeviceRow) -> Result<Option<u64>> {
+    /// When it looks.
+    pub(crate) const fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// Unix seconds of the last contact.
+    pub(crate) fn last_seen(&self, row: &DeviceRow) -> Result<Option<u64>> {
         let memory = self.app.devices.get(row.id()?).map_or(0, |entry| entry.last_seen());
         Ok(Some(memory).filter(|seen| *seen > 0).or(row.last_seen.map(i64::unsigned_abs)))
     }

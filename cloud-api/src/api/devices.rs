@@ -7,6 +7,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use copal_filter::{Check, Expr, Field, Filter, Test};
 use copal_protocol::{device_api::DeviceState, ids::DeviceId};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
@@ -14,7 +15,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Json, Page, Paging, Path, Query,
+    Json, Page, Paging, Path, Query, device_filter,
     device_views::{Device, Viewer},
     fleets::{allowed, allowed_id},
 };
@@ -58,7 +59,9 @@ pub(crate) struct ListParams {
     limit: Option<u32>,
     /// `next` of the page before.
     after: Option<String>,
-    /// `key=value`; may come several times, and all must hold.
+    /// Which devices: docs/filter.md. All where it is left out.
+    filter: Option<String>,
+    /// `key=value`, for `tag.key = "value"` of a filter; may come several times, and all must hold.
     tag: Option<String>,
 }
 
@@ -101,10 +104,10 @@ pub struct DeviceEvent {
     pub data: serde_json::Value,
 }
 
-/// Lists the devices of a fleet.
+/// Lists the devices of a fleet, or those that a filter means.
 #[utoipa::path(get, path = "/fleets/{slug}/devices", tag = "devices",
     params(("slug" = String, Path, description = "The fleet."), ListParams),
-    responses((status = 200, body = Page<Device>), (status = 400, description = "`tag_invalid`, `query_invalid`")))]
+    responses((status = 200, body = Page<Device>), (status = 400, description = "`filter_invalid`, `tag_invalid`, `query_invalid`")))]
 pub(crate) async fn list(
     State(app): State<App>,
     caller: Caller,
@@ -112,19 +115,10 @@ pub(crate) async fn list(
     Query(pairs): Query<Vec<(String, String)>>,
 ) -> Result<Json<Page<Device>>> {
     let fleet = allowed(&app, &caller, &slug, Act::Read).await?;
-    let (paging, tags) = filter(pairs)?;
-    let mut query = sqlx::QueryBuilder::<sqlx::Sqlite>::new(rows::select_device!("WHERE d.fleet_id = "));
-    query.push_bind(fleet.fleet_id.to_string());
-    query.push(" AND d.device_id > ").push_bind(paging.after(String::new())?);
-    for (key, value) in tags {
-        query.push(" AND EXISTS (SELECT 1 FROM device_tags t WHERE t.device_id = d.device_id AND t.key = ");
-        query.push_bind(key).push(" AND t.value = ").push_bind(value).push(")");
-    }
-    query.push(" ORDER BY d.device_id LIMIT ").push_bind(paging.sql_limit()?);
-    let found: Vec<DeviceRow> = query.build_query_as().fetch_all(app.db.read()).await?;
-    let page = Page::of(&paging, found, |row| row.device_id.clone(), |row| row)?;
-    let mut tags = tags_between(&app, &fleet, &page.items).await?;
+    let (paging, filter) = asked(pairs)?;
     let mut viewer = Viewer::new(&app, &fleet).await?;
+    let page = device_filter::page(&app, &viewer, &fleet, filter.as_ref(), &paging).await?;
+    let mut tags = device_filter::tags_between(&app, &fleet, &page.items).await?;
     let mut items = Vec::with_capacity(page.items.len());
     for row in page.items {
         let tags = tags.remove(&row.device_id).unwrap_or_default();
@@ -133,9 +127,10 @@ pub(crate) async fn list(
     Ok(Json(Page { items, next: page.next }))
 }
 
-fn filter(pairs: Vec<(String, String)>) -> Result<(Paging, BTreeMap<String, String>)> {
+/// What the query string asks for. `tag=site=paris` is an older way to say `tag.site = "paris"`.
+fn asked(pairs: Vec<(String, String)>) -> Result<(Paging, Option<Filter>)> {
     let mut paging = Paging::default();
-    let mut tags = BTreeMap::new();
+    let mut parts = Vec::new();
     for (key, value) in pairs {
         match key.as_str() {
             "limit" => {
@@ -145,51 +140,33 @@ fn filter(pairs: Vec<(String, String)>) -> Result<(Paging, BTreeMap<String, Stri
                     })?);
             }
             "after" => paging.after = Some(value),
+            "filter" if value.trim().is_empty() => {}
+            "filter" => parts.push(device_filter::read(&value)?.expr().clone()),
             "tag" => {
                 let (key, value) = value
                     .split_once('=')
                     .filter(|(key, _)| !key.is_empty())
                     .ok_or_else(|| Problem::bad_request("tag_invalid", "A tag filter is `tag=key=value`."))?;
-                if tags.len() >= 8 {
-                    return Err(Problem::bad_request(
-                        "tag_invalid",
-                        "At most 8 tags can be asked for at once.",
-                    ));
-                }
-                tags.insert(key.to_owned(), value.to_owned());
+                let check = Check::Equals(value.to_owned());
+                parts.push(Expr::Test(Test { field: Field::Tag(key.to_owned()), check }));
             }
             other => {
                 let other: String = other.chars().take(40).collect();
                 return Err(Problem::bad_request(
                     "query_invalid",
-                    format!("There is no parameter {other:?}; there are limit, after and tag."),
+                    format!("There is no parameter {other:?}; there are limit, after, filter and tag."),
                 ));
             }
         }
+        if parts.len() > 8 {
+            return Err(Problem::bad_request(
+                "filter_invalid",
+                "At most 8 filters and tags can be asked for at once.",
+            ));
+        }
     }
-    Ok((paging, tags))
-}
-
-async fn tags_between(
-    app: &App,
-    fleet: &FleetRow,
-    devices: &[DeviceRow],
-) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
-    let (Some(first), Some(last)) = (devices.first(), devices.last()) else { return Ok(BTreeMap::new()) };
-    let found: Vec<(String, String, String)> = sqlx::query_as(
-        "SELECT t.device_id, t.key, t.value FROM device_tags t JOIN devices d ON d.device_id = t.device_id
-         WHERE d.fleet_id = $1 AND d.device_id >= $2 AND d.device_id <= $3",
-    )
-    .bind(fleet.fleet_id.to_string())
-    .bind(&first.device_id)
-    .bind(&last.device_id)
-    .fetch_all(app.db.read())
-    .await?;
-    let mut out: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for (device, key, value) in found {
-        out.entry(device).or_default().insert(key, value);
-    }
-    Ok(out)
+    let filter = (!parts.is_empty()).then(|| Filter::from(Expr::all(parts)));
+    Ok((paging, filter))
 }
 
 /// The device of a route, if the caller may do this to it. Whose it is otherwise is not told.
@@ -207,7 +184,8 @@ pub(crate) async fn device(app: &App, caller: &Caller, id: &str, act: Act) -> Re
 async fn one(app: &App, id: &str, fleet: &FleetRow) -> Result<Json<Device>> {
     let unknown = || Problem::not_found("such device");
     let row = rows::by_id(app, id.parse().map_err(|_| unknown())?).await?.ok_or_else(unknown)?;
-    let tags = tags_between(app, fleet, std::slice::from_ref(&row)).await?.remove(id).unwrap_or_default();
+    let tags = device_filter::tags_between(app, fleet, std::slice::from_ref(&row)).await?;
+    let tags = tags.get(id).cloned().unwrap_or_default();
     Ok(Json(Viewer::new(app, fleet).await?.view(row, tags).await?))
 }
 

@@ -125,6 +125,7 @@ impl HostDeploy {
         Ok(rollouts::Deploy {
             devices: deploy::device_ids(&self.devices)?,
             tag: self.tag,
+            filtered: None,
             dry_run: self.dry_run,
             expect_count: self.expect_count,
             ..rollouts::Deploy::of(row.line()?, &row.id)

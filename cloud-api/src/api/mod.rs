@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod builds;
 pub mod deploy;
+pub(crate) mod device_filter;
 pub mod device_views;
 pub mod devices;
 pub mod enrolment_tokens;

@@ -19,6 +19,26 @@ pub const PEER_HEADER: &str = "x-copal-peer";
 /// The header that every write under the session cookie must carry: a foreign page cannot set it.
 pub const CSRF_HEADER: &str = "x-copal-csrf";
 
+/// In which a caller may say why, in UTF-8; it goes to the audit log.
+pub const WHY_HEADER: &str = "x-copal-why";
+
+/// The most characters of it.
+const MAX_WHY: usize = 500;
+
+/// What the caller says of why.
+fn why(headers: &HeaderMap) -> Result<String> {
+    let Some(value) = headers.get(WHY_HEADER) else { return Ok(String::new()) };
+    let text = std::str::from_utf8(value.as_bytes()).ok().map(str::trim);
+    text.filter(|t| t.chars().count() <= MAX_WHY && !t.chars().any(char::is_control))
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            Problem::bad_request(
+                "why_invalid",
+                format!("X-Copal-Why is at most {MAX_WHY} characters of UTF-8, without control characters."),
+            )
+        })
+}
+
 /// Where a request came from, as [`PEER_HEADER`] says.
 #[must_use]
 pub fn source(headers: &HeaderMap) -> String {
@@ -36,7 +56,8 @@ impl FromRequestParts<App> for Caller {
                     "The Authorization header is not `Bearer copal_…`. Make a token with `copal token create`.",
                 )
             })?;
-            return tokens::caller(app, token, source(&parts.headers)).await;
+            let caller = tokens::caller(app, token, source(&parts.headers)).await?;
+            return Ok(Self { why: why(&parts.headers)?, ..caller });
         }
         let Some(session) = sessions::cookie(app, &parts.headers) else {
             return Err(Problem::unauthorized(
@@ -45,6 +66,7 @@ impl FromRequestParts<App> for Caller {
             ));
         };
         let caller = sessions::caller(app, session, source(&parts.headers)).await?;
+        let caller = Self { why: why(&parts.headers)?, ..caller };
         if !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS) {
             same_site(&parts.headers, &app.config.url)?;
         }

@@ -159,6 +159,8 @@ pub struct Caller {
     pub token: Option<String>,
     /// Where the request came from: an IP address.
     pub source: String,
+    /// Why it is made, in the caller's words; for the audit log.
+    pub why: String,
 }
 
 impl Caller {
@@ -174,6 +176,7 @@ impl Caller {
             fleet: None,
             token: None,
             source: "local".to_owned(),
+            why: String::new(),
         }
     }
 

@@ -77,6 +77,7 @@ pub async fn caller(app: &App, id: &str, source: String) -> Result<Caller> {
         fleet: None,
         token: None,
         source,
+        why: String::new(),
     })
 }
 

@@ -80,6 +80,7 @@ pub async fn by_hash(app: &App, hash: &str, source: String) -> Result<Caller> {
         fleet,
         token: Some(row.name),
         source,
+        why: String::new(),
     })
 }
 

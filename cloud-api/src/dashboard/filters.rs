@@ -68,9 +68,25 @@ pub(super) fn plain<T: Display>(text: T, _: &dyn askama::Values) -> askama::Resu
     Ok(inert(&text.to_string()))
 }
 
+/// Text as one word of a shell.
+#[askama::filter_fn]
+pub(super) fn shell<T: Display>(text: T, _: &dyn askama::Values) -> askama::Result<String> {
+    Ok(shell_text(&text.to_string()))
+}
+
+fn shell_text(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_of_a_shell_stays_one() {
+        assert_eq!(shell_text("tag.site = \"a b\""), "'tag.site = \"a b\"'");
+        assert_eq!(shell_text("x' ; rm"), r"'x'\'' ; rm'");
+    }
 
     #[test]
     fn sizes_read_well() {

@@ -16,6 +16,8 @@
 mod filters;
 mod pages;
 mod sign_in;
+#[cfg(test)]
+mod tests;
 mod views;
 
 use askama::Template;

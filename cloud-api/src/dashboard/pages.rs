@@ -3,11 +3,12 @@
 use askama::Template;
 use axum::{
     extract::{Query, State},
+    http::StatusCode,
     response::Response,
 };
 use serde::Deserialize;
 
-use super::{Frame, Person, Refusal, filters, page, views};
+use super::{Frame, Person, Refusal, filters, page, render, views};
 use crate::{
     api::{self, Json, Paging, Path, fleets},
     app::App,
@@ -72,7 +73,9 @@ pub(super) async fn fleet(State(app): State<App>, Person(caller): Person, Path(s
 struct Devices {
     frame: Option<Frame>,
     slug: String,
-    tag: String,
+    filter: String,
+    /// What is wrong with the filter, with a mark under the place.
+    wrong: Option<String>,
     devices: Vec<views::Device>,
     next: Option<String>,
 }
@@ -80,7 +83,7 @@ struct Devices {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct DeviceFilter {
-    tag: String,
+    filter: String,
     after: Option<String>,
 }
 
@@ -88,26 +91,32 @@ pub(super) async fn devices(
     State(app): State<App>,
     Person(caller): Person,
     Path(slug): Path<String>,
-    Query(filter): Query<DeviceFilter>,
+    Query(asked): Query<DeviceFilter>,
 ) -> Page {
-    let tag = filter.tag.trim().to_owned();
-    let mut pairs = vec![("limit".to_owned(), "100".to_owned())];
-    if !tag.is_empty() {
-        pairs.push(("tag".to_owned(), tag.clone()));
-    }
-    if let Some(after) = filter.after {
-        pairs.push(("after".to_owned(), after));
-    }
-    let Json(found) =
-        api::devices::list(State(app), caller.clone(), Path(slug.clone()), api::Query(pairs)).await?;
-    let here = format!("/fleets/{slug}/devices");
-    Ok(page(&Devices {
+    let filter = asked.filter.trim().to_owned();
+    let read = if filter.is_empty() { None } else { filter.parse::<copal_filter::Filter>().err() };
+    let wrong = read.map(|error| error.pointed(&filter));
+    let mut shown = Devices {
         frame: Frame::new(&caller, "devices", Some(&slug)),
-        devices: found.items.into_iter().map(Into::into).collect(),
-        next: found.next.map(|after| link(&here, &[("tag", &tag), ("after", &after)])),
         slug,
-        tag,
-    }))
+        filter,
+        wrong,
+        devices: Vec::new(),
+        next: None,
+    };
+    if shown.wrong.is_some() {
+        // Whose fleet it is comes first: who may not look is told nothing else.
+        fleets::show(State(app), caller, Path(shown.slug.clone())).await?;
+        return Ok(render(StatusCode::BAD_REQUEST, &shown));
+    }
+    let mut pairs = vec![("limit".to_owned(), "100".to_owned()), ("filter".to_owned(), shown.filter.clone())];
+    pairs.extend(asked.after.map(|after| ("after".to_owned(), after)));
+    let Json(found) =
+        api::devices::list(State(app), caller, Path(shown.slug.clone()), api::Query(pairs)).await?;
+    let here = format!("/fleets/{}/devices", shown.slug);
+    shown.next = found.next.map(|after| link(&here, &[("filter", &shown.filter), ("after", &after)]));
+    shown.devices = found.items.into_iter().map(Into::into).collect();
+    Ok(page(&shown))
 }
 
 #[derive(Template)]

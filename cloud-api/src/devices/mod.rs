@@ -13,6 +13,7 @@
 //! | `advice` | what a person can do about a reason |
 //! | `standing` | on target or not, and the one reason |
 //! | `rows` | the database |
+//! | `select` | a filter as the condition of a query |
 //! | `limit` | how often |
 
 pub(crate) mod advice;
@@ -25,6 +26,7 @@ pub mod memory;
 mod presence;
 mod report;
 pub(crate) mod rows;
+pub(crate) mod select;
 pub(crate) mod standing;
 pub mod state;
 #[cfg(test)]

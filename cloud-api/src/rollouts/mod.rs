@@ -14,6 +14,7 @@
 mod pick;
 #[cfg(test)]
 mod tests;
+mod wanted;
 mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,57 +42,8 @@ use crate::{
     },
 };
 use pick::Target;
+pub use wanted::{Deploy, Deployed, Filtered};
 pub(crate) use withdraw::{restore, withdraw};
-
-/// What to deploy, and where.
-#[derive(Debug, Clone)]
-pub struct Deploy {
-    /// What it is a version of.
-    pub line: Line,
-    /// A release's id, a version, or `latest`.
-    pub release: String,
-    /// These devices, by id; they are pinned.
-    pub devices: Vec<DeviceId>,
-    /// Devices with all of these tags; they are pinned. With neither, the whole fleet.
-    pub tag: BTreeMap<String, String>,
-    /// Only says what would happen.
-    pub dry_run: bool,
-    /// Refuses when another number of devices would be concerned.
-    pub expect_count: Option<u64>,
-}
-
-impl Deploy {
-    /// Of this release, to the whole fleet.
-    #[must_use]
-    pub fn of(line: Line, release: impl Into<String>) -> Self {
-        Self {
-            line,
-            release: release.into(),
-            devices: Vec::new(),
-            tag: BTreeMap::new(),
-            dry_run: false,
-            expect_count: None,
-        }
-    }
-
-    /// Whether it is for some devices only.
-    fn named(&self) -> bool {
-        !self.devices.is_empty() || !self.tag.is_empty()
-    }
-}
-
-/// What came of a deployment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Deployed {
-    /// The release.
-    pub release: String,
-    /// Its version.
-    pub version: String,
-    /// Devices concerned.
-    pub devices: u64,
-    /// The assignments they have now, by device; at most 500.
-    pub seqs: BTreeMap<String, u64>,
-}
 
 /// The most seqs an answer carries.
 const MAX_SEQS: usize = 500;
@@ -185,6 +137,7 @@ pub async fn deploy(app: &App, caller: &Caller, fleet: &FleetRow, deploy: &Deplo
     let detail = json!({
         "release": release, "version": answer.version, "devices": count, "latest": latest,
         "line": line, "named": deploy.devices.iter().take(100).map(ToString::to_string).collect::<Vec<_>>(), "tag": deploy.tag,
+        "filter": deploy.filtered.as_ref().map(|f| &f.filter),
     });
     audit::record(&mut tx, caller, "fleet.deploy", &format!("fleet:{}", fleet.slug), detail).await?;
     tx.commit().await?;

@@ -113,7 +113,7 @@ pub(super) async fn targets(
     Ok(found)
 }
 
-/// The devices named and tagged, else all of the fleet.
+/// The devices named, tagged and meant by a filter, else all of the fleet.
 pub(super) async fn devices(tx: &mut Tx, fleet: &FleetRow, deploy: &Deploy) -> Result<Vec<Target>> {
     let sql = by_line!(
         deploy.line,
@@ -131,6 +131,10 @@ pub(super) async fn devices(tx: &mut Tx, fleet: &FleetRow, deploy: &Deploy) -> R
         deploy.devices.iter().map(ToString::to_string).collect();
     if let Some(unknown) = wanted.iter().find(|id| all.iter().all(|t| t.device_id != **id)) {
         return Err(Problem::not_found(format!("accepted device {unknown} in the fleet {}", fleet.slug)));
+    }
+    if let Some(filtered) = &deploy.filtered {
+        // Those that may not be given anything are left out, as everywhere.
+        wanted.extend(filtered.ids.iter().cloned());
     }
     if !deploy.tag.is_empty() {
         let tags: Vec<(String, String, String)> = sqlx::query_as(

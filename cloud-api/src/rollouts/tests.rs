@@ -138,3 +138,32 @@ async fn what_a_stop_cut_short_is_finished_at_the_next_start() {
     super::catch_up(&fleet.cloud.app).await.unwrap();
     assert_eq!(given(&fleet, &device).await, id);
 }
+
+#[tokio::test]
+async fn a_deployment_to_a_filter_needs_the_number_that_was_seen_and_pins_who_is_meant_now() {
+    let fleet = Fleet::new().await;
+    let (one, two) = (fleet.device(1).await, fleet.device(2).await);
+    let first = fleet.release(false).await;
+    deploy(&fleet, json!({"release": first})).await;
+    let second = fleet.release(false).await;
+    let meant = json!({"release": second, "filter": "name = pi-1 and online"});
+    let with = |key: &str, value: Value| {
+        let mut body = meant.clone();
+        body[key] = value;
+        body
+    };
+    assert_eq!(refused(&fleet, meant.clone()).await, "expect_count_missing");
+    assert_eq!(refused(&fleet, with("filter", json!("name =="))).await, "filter_invalid");
+    assert_eq!(refused(&fleet, with("devices", json!([one.id]))).await, "filter_alone");
+    assert_eq!(deploy(&fleet, with("dry_run", json!(true))).await["devices"], 1);
+    assert_eq!(refused(&fleet, with("expect_count", json!(2))).await, "count_mismatch");
+    assert_eq!(given(&fleet, &one).await, first, "nothing was changed by any of these");
+    let done = deploy(&fleet, with("expect_count", json!(1))).await;
+    assert_eq!(done["seqs"].as_object().unwrap().keys().collect::<Vec<_>>(), [&one.id.to_string()]);
+    assert_eq!((given(&fleet, &one).await, given(&fleet, &two).await), (second, first));
+    let log = fleet.ok("GET", "/api/v1/audit?limit=1", None).await;
+    assert_eq!(log["items"][0]["detail"]["filter"], r#"name = "pi-1" and online = true"#);
+    // Nobody is meant: nobody is told, and above all not everybody.
+    let none = json!({"release": "latest", "filter": "name = nobody", "expect_count": 0});
+    assert_eq!(deploy(&fleet, none).await["devices"], 0);
+}

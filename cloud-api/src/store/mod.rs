@@ -14,11 +14,14 @@ use sqlx::{
     sqlite::{Sqlite, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+use crate::audit;
+
 /// Every migration, in order; never edited once released.
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
     (2, "host", include_str!("../../migrations/0002_host.sql")),
     (3, "withdraw", include_str!("../../migrations/0003_withdraw.sql")),
+    (5, "filter_audit", include_str!("../../migrations/0005_filter_audit.sql")),
 ];
 
 /// The database.
@@ -69,7 +72,11 @@ impl Db {
             .connect_with(options.read_only(true))
             .await
             .with_context(what)?;
-        Ok(Self { readers, writer })
+        let db = Self { readers, writer };
+        audit::chain_old(&db)
+            .await
+            .with_context(|| format!("chaining the audit log in {}", file.display()))?;
+        Ok(db)
     }
 
     /// For queries that change nothing.

@@ -1,5 +1,6 @@
 //! What the API promises, against a real cloud in a temporary folder.
 
+mod filter;
 mod fleets;
 mod openapi;
 mod people;
