@@ -100,7 +100,7 @@ impl Context {
                 .next(format!("copal login {server}"))
             })?,
         };
-        Api::new(server_url(&server)?, &self.pins(&server)?, Some(token))
+        Api::new(server_url(&server)?, &self.pins(&server)?, Some(token))?.saying(self.globals.why.as_deref())
     }
 
     /// The fleet meant: the word given, `--fleet`, or the only one there is.

@@ -23,6 +23,8 @@ pub struct Api {
     client: reqwest::Client,
     base: Url,
     token: Option<String>,
+    /// Why what is asked is asked.
+    why: Option<header::HeaderValue>,
 }
 
 impl std::fmt::Debug for Api {
@@ -111,7 +113,19 @@ impl Api {
             .user_agent(concat!("copal/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| Failure::local("set up HTTP", e))?;
-        Ok(Self { client, base, token })
+        Ok(Self { client, base, token, why: None })
+    }
+
+    /// The same server, told why with every request, for its audit log.
+    ///
+    /// # Errors
+    /// Where a header cannot carry it.
+    pub fn saying(self, why: Option<&str>) -> Result<Self> {
+        let Some(text) = why.map(str::trim).filter(|text| !text.is_empty()) else { return Ok(self) };
+        let value = header::HeaderValue::from_bytes(text.as_bytes());
+        let value =
+            value.map_err(|_| Failure::usage("say why", "--why is one line, without control characters"))?;
+        Ok(Self { why: Some(value), ..self })
     }
 
     /// The same server, signed in otherwise.
@@ -129,6 +143,10 @@ impl Api {
     /// A request below `/api/v1`, for [`Self::send`].
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.client.request(method, format!("{}/api/v1{path}", self.address()));
+        let request = match &self.why {
+            Some(why) => request.header("x-copal-why", why),
+            None => request,
+        };
         match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,

@@ -3,6 +3,7 @@
 mod bundle;
 mod os;
 mod owner;
+mod server;
 mod work;
 
 use std::path::PathBuf;
@@ -14,9 +15,10 @@ pub use owner::{
     CloudArgs, FleetCommand, FleetCreate, KeyRole, KeysCommand, LockArgs, Login, Mode, PolicyArgs,
     RootCommand, Terminal,
 };
+pub use server::{AuditCommand, TokenCommand, TokenScope};
 pub use work::{
-    AuditCommand, BuildCommand, CardsCommand, Deploy, DeviceCommand, DeviceConfig, EnrolmentCommand,
-    EnvCommand, EnvSet, Push, ReleaseCommand, Scope, Status, TokenCommand, TokenScope,
+    BuildCommand, CardsCommand, Deploy, DeviceCommand, DeviceConfig, EnrolmentCommand, EnvCommand, EnvSet,
+    Push, ReleaseCommand, Scope, Status,
 };
 
 /// Work with a fleet of devices: keys, signing, provisioning, deploying.
@@ -60,6 +62,9 @@ pub struct Globals {
     /// Trust a server that shows this key: base64 SHA-256 of a public key in its certificate chain
     #[arg(long, global = true, env = "COPAL_PIN", value_name = "PIN", value_delimiter = ',')]
     pub pin: Vec<String>,
+    /// Why you do it, for the server's audit log
+    #[arg(long, global = true, env = "COPAL_WHY", value_name = "TEXT")]
+    pub why: Option<String>,
     /// The configuration folder [default: ~/.config/copal]
     #[arg(long, global = true, env = "COPAL_HOME", value_name = "DIR")]
     pub home: Option<PathBuf>,

@@ -1,8 +1,9 @@
-//! Daily work: devices, releases, variables, builds, tokens.
+//! Daily work: devices, releases, variables, builds.
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
+use copal_filter::Filter;
 
 /// Devices.
 #[derive(Debug, Subcommand)]
@@ -17,6 +18,9 @@ pub enum DeviceCommand {
         /// Only those with this tag
         #[arg(long, value_name = "KEY=VALUE")]
         tag: Option<String>,
+        /// Only those a filter means: 'tag.site = paris and not online' (docs/filter.md)
+        #[arg(long, value_name = "FILTER", value_parser = filter)]
+        filter: Option<Filter>,
     },
     /// Show a device, and why it is not on target
     Show {
@@ -135,8 +139,14 @@ pub struct DeviceConfig {
     pub cloud_url: Option<String>,
 }
 
+/// Reads a filter; where it is wrong, shows the place.
+fn filter(word: &str) -> Result<Filter, String> {
+    word.parse()
+        .map_err(|e: copal_filter::Error| format!("\n{}", crate::output::safe_lines(&e.pointed(word))))
+}
+
 /// Reads `90`, `90s`, `30m`, `12h`, `7d` as seconds.
-fn duration(word: &str) -> Result<u64, String> {
+pub(super) fn duration(word: &str) -> Result<u64, String> {
     let unit = word.chars().last().filter(char::is_ascii_alphabetic);
     let number = word.strip_suffix(|c| Some(c) == unit).unwrap_or(word);
     let factor = match unit {
@@ -210,6 +220,9 @@ pub struct Deploy {
     /// Only devices with this tag
     #[arg(long, value_name = "KEY=VALUE", conflicts_with = "device")]
     pub tag: Option<String>,
+    /// Only devices a filter means now (docs/filter.md); their number is shown, and asked about, first
+    #[arg(long, value_name = "FILTER", value_parser = filter, conflicts_with_all = ["device", "tag"])]
+    pub filter: Option<Filter>,
     /// Only say how many devices it would be
     #[arg(long)]
     pub dry_run: bool,
@@ -329,78 +342,21 @@ pub struct Push {
     pub no_watch: bool,
 }
 
-/// What a token may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum TokenScope {
-    /// All its user may
-    Full,
-    /// Push and read
-    Push,
-    /// Read
-    Read,
-}
-
-impl TokenScope {
-    /// The word of the API.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Push => "push",
-            Self::Read => "read",
-        }
-    }
-}
-
-/// Tokens.
-#[derive(Debug, Subcommand)]
-pub enum TokenCommand {
-    /// Make a token; it is shown once
-    Create {
-        /// For people
-        name: String,
-        /// What it may do
-        #[arg(long, value_enum, default_value = "full")]
-        scope: TokenScope,
-        /// For one fleet only
-        #[arg(long = "for-fleet", value_name = "FLEET")]
-        for_fleet: Option<String>,
-        /// How long it is good for: 12h, 90d [default: until revoked]
-        #[arg(long, value_parser = duration)]
-        expires: Option<u64>,
-    },
-    /// List tokens, without the tokens themselves
-    List,
-    /// Make a token worthless
-    Revoke {
-        /// Its id
-        token: String,
-    },
-}
-
 /// Status.
 #[derive(Debug, Args)]
 pub struct Status {
     /// The fleet
     #[arg(value_name = "FLEET")]
     pub which: Option<String>,
+    /// Only devices a filter means: 'not on_target' (docs/filter.md)
+    #[arg(long, value_name = "FILTER", value_parser = filter)]
+    pub filter: Option<Filter>,
     /// Keep showing it as it changes
     #[arg(long, short)]
     pub watch: bool,
     /// With --watch: end when every device is on target
     #[arg(long, requires = "watch")]
     pub until_on_target: bool,
-}
-
-/// Audit.
-#[derive(Debug, Subcommand)]
-pub enum AuditCommand {
-    /// List acts, newest first
-    List {
-        /// How many
-        #[arg(long, default_value_t = 50)]
-        limit: usize,
-    },
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! Who we are, what the server is, tokens, the audit log.
+//! Who we are, what the server is, tokens.
 
 use copal_protocol::keys::PublicKey;
 use reqwest::Method;
 use serde_json::json;
 
 use crate::{
-    args::{AuditCommand, TokenCommand},
+    args::TokenCommand,
     context::Context,
     failure::Result,
     http::seg,
@@ -102,22 +102,5 @@ pub(super) async fn tokens(ctx: &Context, command: TokenCommand) -> Result<()> {
             ctx.out.result(&json!({ "id": token, "revoked": true }), || format!("revoked {token}"));
         }
     }
-    Ok(())
-}
-
-pub(super) async fn audit(ctx: &Context, command: AuditCommand) -> Result<()> {
-    let AuditCommand::List { limit } = command;
-    let items = ctx.api()?.some("list the audit log", "/audit", "", limit).await?;
-    ctx.out.list(&items, &["at", "who", "from", "verb", "object", "detail"], |row| {
-        let detail = if row["detail"].is_null() { String::new() } else { row["detail"].to_string() };
-        vec![
-            when(&row["at"]),
-            text(row, "who"),
-            text(row, "from"),
-            text(row, "verb"),
-            text(row, "object"),
-            detail,
-        ]
-    });
     Ok(())
 }

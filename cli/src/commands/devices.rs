@@ -1,5 +1,6 @@
 //! Devices: the file they join with is made here, with the owner's root and a secret the server never sees.
 
+use copal_filter::Filter;
 use copal_protocol::{config::DeviceFile, documents::SPEC};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
@@ -18,9 +19,10 @@ pub(super) async fn run(ctx: &Context, command: DeviceCommand) -> Result<()> {
     let api = ctx.api()?;
     match command {
         DeviceCommand::Config(args) => Box::pin(config(ctx, &api, args)).await,
-        DeviceCommand::List { which, tag } => {
+        DeviceCommand::List { which, tag, filter } => {
             let fleet = ctx.fleet(&api, which.as_deref()).await?;
-            let query = tag.map(|tag| format!("&tag={}", seg(&tag))).unwrap_or_default();
+            let tag = tag.map(|tag| format!("&tag={}", seg(&tag))).unwrap_or_default();
+            let query = format!("{tag}{}", query(filter.as_ref()));
             let path = format!("/fleets/{}/devices", seg(&fleet.slug));
             let devices = api.all("list the devices", &path, &query).await?;
             let columns = ["device", "id", "state", "seen", "release", "os", "on target", "why not"];
@@ -88,6 +90,11 @@ async fn release_for(ctx: &Context, api: &Api, device: &Value, word: &str) -> Re
     }
     let of_fleet = Context { home: ctx.home.clone(), out: ctx.out, globals, now: ctx.now };
     of_fleet.release(api, word).await
+}
+
+/// The part of a query that asks for devices a filter means.
+pub(super) fn query(filter: Option<&Filter>) -> String {
+    filter.map(|filter| format!("&filter={}", seg(&filter.to_string()))).unwrap_or_default()
 }
 
 /// `key=value` sets, `key=` removes.

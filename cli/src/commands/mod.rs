@@ -1,6 +1,7 @@
 //! One file a group of commands: what was asked comes in, the rooms of the crate decide, the result is printed.
 
 mod account;
+mod audit;
 mod builds;
 mod devices;
 mod fleets;
@@ -52,7 +53,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Push(args) => builds::push(&ctx, args).await,
         Command::Token(command) => account::tokens(&ctx, command).await,
         Command::Status(args) => Box::pin(status::run(&ctx, args)).await,
-        Command::Audit(command) => account::audit(&ctx, command).await,
+        Command::Audit(command) => audit::run(&ctx, command).await,
         Command::Completions { .. } => Ok(()),
         Command::Version => account::version(&ctx).await,
     }

@@ -22,6 +22,9 @@ use crate::{
     output::{ago, bytes, pairs, short, signed_by, table, text, when},
 };
 
+/// How many devices a deployment answers one by one.
+const MAX_AWAITED: u64 = 500;
+
 pub(super) async fn run(ctx: &Context, command: ReleaseCommand) -> Result<()> {
     let api = ctx.api()?;
     match command {
@@ -134,6 +137,13 @@ async fn deploy(ctx: &Context, api: &Api, args: Deploy) -> Result<()> {
         body["tag"] = json!({ key: value });
     }
     let path = format!("/fleets/{}/deploy", seg(&fleet));
+    if let Some(filter) = &args.filter {
+        body["filter"] = json!(filter.to_string());
+        if !args.dry_run {
+            let count = count(ctx, api, &what, &path, &body, &args).await?;
+            body["expect_count"] = json!(count);
+        }
+    }
     let answer = api.call(&what, Method::POST, &path, Some(&body)).await;
     let answer = answer.map_err(|failure| not_deployable(failure, &args.release))?;
     let count = text(&answer, "devices");
@@ -141,6 +151,17 @@ async fn deploy(ctx: &Context, api: &Api, args: Deploy) -> Result<()> {
         // A misspelt tag must not pass for a deployment.
         return Err(Failure::not_found(what, format!("no device of fleet {fleet} has the tag {tag}"))
             .next(format!("copal device list {fleet}; copal device tag DEVICE {tag}")));
+    }
+    if let Some(filter) = args.filter.as_ref().filter(|_| count == "0") {
+        return Err(Failure::not_found(
+            what,
+            format!("no device of fleet {fleet} that is let in is so: {filter}"),
+        )
+        .next(format!("copal device list {fleet}")));
+    }
+    if args.filter.is_some() && args.wait {
+        // Later the filter may mean others than those that were told.
+        ids = answer["seqs"].as_object().into_iter().flatten().map(|(id, _)| id.clone()).collect();
     }
     ctx.out.result(&answer, || {
         let verb = if args.dry_run { "would be told" } else { "are told" };
@@ -159,6 +180,28 @@ async fn deploy(ctx: &Context, api: &Api, args: Deploy) -> Result<()> {
         limit: Duration::from_secs(args.timeout),
     };
     Box::pin(wait(ctx, api, &awaited)).await
+}
+
+/// How many devices the filter means, after the person saw it. That number is what the deployment is good for.
+async fn count(ctx: &Context, api: &Api, what: &str, path: &str, body: &Value, args: &Deploy) -> Result<u64> {
+    let mut ask = body.clone();
+    ask["dry_run"] = json!(true);
+    let answer = api.call(what, Method::POST, path, Some(&ask)).await;
+    let answer = answer.map_err(|failure| not_deployable(failure, &args.release))?;
+    let count = answer["devices"].as_u64().unwrap_or(0);
+    if args.wait && count > MAX_AWAITED {
+        return Err(Failure::usage(
+            what,
+            format!("{count} devices are so, and --wait with a filter is for {MAX_AWAITED} at most"),
+        ));
+    }
+    if count > 0 {
+        ctx.confirm(&format!(
+            "{count} device(s) will be pinned to release {}. Go on?",
+            text(&answer, "version")
+        ))?;
+    }
+    Ok(count)
 }
 
 /// Says what to do about a release that cannot be deployed as it stands.

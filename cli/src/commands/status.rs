@@ -8,7 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::devices::{reason, release_word, row};
+use super::devices::{query, reason, release_word, row};
 use crate::{
     args::Status,
     context::Context,
@@ -25,10 +25,11 @@ const DEBOUNCE: Duration = Duration::from_millis(300);
 pub(super) async fn run(ctx: &Context, args: Status) -> Result<()> {
     let api = ctx.api()?;
     let fleet = ctx.fleet(&api, args.which.as_deref()).await?.slug;
+    let query = query(args.filter.as_ref());
     if args.watch {
-        return Box::pin(watch(ctx, &api, &fleet, args.until_on_target)).await;
+        return Box::pin(watch(ctx, &api, &fleet, &query, args.until_on_target)).await;
     }
-    let (fleet, devices) = look(&api, &fleet).await?;
+    let (fleet, devices) = look(&api, &fleet, &query).await?;
     ctx.out.result(&json!({ "fleet": fleet, "devices": devices }), || {
         let rows = devices.iter().map(|d| row(d, ctx.now));
         let columns = ["device", "id", "state", "seen", "release", "os", "on target", "why not"];
@@ -37,10 +38,11 @@ pub(super) async fn run(ctx: &Context, args: Status) -> Result<()> {
     Ok(())
 }
 
-async fn look(api: &Api, slug: &str) -> Result<(Value, Vec<Value>)> {
+/// The fleet, and those of its devices that are asked for.
+async fn look(api: &Api, slug: &str, query: &str) -> Result<(Value, Vec<Value>)> {
     let what = format!("show the status of fleet {slug}");
     let fleet = api.get(&what, &format!("/fleets/{}", seg(slug))).await?;
-    let devices = api.all(&what, &format!("/fleets/{}/devices", seg(slug)), "").await?;
+    let devices = api.all(&what, &format!("/fleets/{}/devices", seg(slug)), query).await?;
     Ok((fleet, devices))
 }
 
@@ -169,15 +171,17 @@ fn draw(bar: &ProgressBar, name: &str, said: &str, progress: Option<(u64, u64)>)
     bar.tick();
 }
 
-async fn watch(ctx: &Context, api: &Api, slug: &str, until_on_target: bool) -> Result<()> {
+async fn watch(ctx: &Context, api: &Api, slug: &str, query: &str, until_on_target: bool) -> Result<()> {
     let mut screen = Screen::new(ctx);
     let mut feed = Feed { api, slug, events: Events::default(), stream: None };
     let clock = copal_tls::system_clock();
     loop {
-        match look(api, slug).await {
+        match look(api, slug, query).await {
             Ok((fleet, devices)) => {
                 screen.show(&fleet, &devices, clock());
-                if until_on_target && !devices.is_empty() && devices.iter().all(|d| d["on_target"] == true) {
+                // Without a filter a fleet may still wait for its first device; that no device is so any more is what one waits for.
+                let any = !devices.is_empty() || !query.is_empty();
+                if until_on_target && any && devices.iter().all(|d| d["on_target"] == true) {
                     return Ok(());
                 }
             }

@@ -311,6 +311,8 @@ async fn what_goes_wrong_has_its_exit_code_and_says_what_to_do() {
         "env list",
         "token list",
         "audit list --limit 3",
+        "audit verify",
+        "device list --filter online",
         "fleet list",
         "fleet show",
         "status",
