@@ -10,10 +10,12 @@
 //!                 └───────── engine events ◀─────┘
 //! ```
 //! Beside them: [`settings`] (`copal.json`, flags), [`state`] (durable, checksummed files), [`clock`], [`identity`]
-//! (keys, enrolment, login), [`cloud`] (bounded HTTP with pins).
+//! (keys, enrolment, login), [`cloud`] (bounded HTTP with pins), [`channel`] (the
+//! WebSocket that brings hints and commands), [`orders`] (what people tell this device to do, once).
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod channel;
 pub mod clock;
 pub mod cloud;
 pub mod commands;
@@ -22,6 +24,7 @@ pub mod engine;
 pub mod identity;
 pub mod images;
 pub mod observe;
+pub mod orders;
 pub mod os;
 pub mod plan;
 pub mod report;

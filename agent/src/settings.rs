@@ -56,6 +56,16 @@ pub struct Places {
     /// What the operating system's image says of its slots; absent on devices whose system Copal does not update.
     #[arg(long, env = "COPAL_OS_CONFIG", default_value = crate::os::config::PLACE, global = true, hide = true)]
     pub os_config: PathBuf,
+    /// What this device lets itself be told, whatever the cloud says.
+    #[arg(long, env = "COPAL_POLICY", default_value = crate::orders::policy::PLACE, global = true)]
+    pub policy: PathBuf,
+    /// Bytes the channel to the cloud may take in a month, both ways; from nine tenths on it leaves things out. By default as many
+    /// as it needs.
+    #[arg(long, env = "COPAL_MAX_BYTES_MONTH", global = true)]
+    pub max_bytes_month: Option<u64>,
+    /// The command that restarts the device, words parted by spaces; by default what the image says.
+    #[arg(long, env = "COPAL_REBOOT_COMMAND", default_value = "", global = true, hide = true)]
+    pub reboot_command: String,
 }
 
 impl Places {
@@ -64,7 +74,7 @@ impl Places {
     /// # Errors
     /// Where the current folder is not known.
     pub fn make_absolute(&mut self) -> std::io::Result<()> {
-        for folder in [&mut self.state_dir, &mut self.run_dir, &mut self.os_config] {
+        for folder in [&mut self.state_dir, &mut self.run_dir, &mut self.os_config, &mut self.policy] {
             *folder = std::path::absolute(&*folder)?;
         }
         Ok(())

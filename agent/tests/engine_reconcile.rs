@@ -17,7 +17,11 @@ use copal_agent::{
         status::AgentStatus,
     },
     engine::{Engine, EngineApi as _, ImageId},
-    supervisor::{self, Deps, SupervisorSettings},
+    supervisor::{
+        self, Deps, SupervisorSettings,
+        asks::{Ask, Asked},
+        holds::Holds,
+    },
     target::model::{AppTarget, Secret, Target},
 };
 use copal_protocol::{
@@ -29,7 +33,7 @@ use copal_protocol::{
 };
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 const APP: &str = "5a5a5a5a112233445566778899aabbcc";
 
@@ -159,6 +163,8 @@ struct Device {
     run_dir: tempfile::TempDir,
     targets: watch::Sender<Option<Arc<Target>>>,
     status: watch::Receiver<AgentStatus>,
+    holds: Holds,
+    asking: mpsc::Sender<Asked>,
     agent: tokio::task::JoinHandle<()>,
     seq: u64,
 }
@@ -169,8 +175,9 @@ impl Device {
         assert!(usable, "no container engine, or no /bin/busybox: run tests/setup.sh engine");
         let prefix = format!("cptest-{test}-{}", std::process::id());
         let (durable, run_dir) = (Durable::default(), tempfile::tempdir().unwrap());
-        let (targets, status, agent) = boot(&prefix, &durable, run_dir.path(), None);
-        Self { prefix, durable, run_dir, targets, status, agent, seq: 0 }
+        let holds = Holds::in_memory();
+        let (targets, status, asking, agent) = boot(&prefix, &durable, run_dir.path(), None, &holds);
+        Self { prefix, durable, run_dir, targets, status, holds, asking, agent, seq: 0 }
     }
 
     fn set(&mut self, app: AppTarget) {
@@ -188,8 +195,8 @@ impl Device {
         self.agent.abort();
         let _ = (&mut self.agent).await;
         let target = self.targets.borrow().clone();
-        (self.targets, self.status, self.agent) =
-            boot(&self.prefix, &self.durable, self.run_dir.path(), target);
+        (self.targets, self.status, self.asking, self.agent) =
+            boot(&self.prefix, &self.durable, self.run_dir.path(), target, &self.holds);
     }
 
     async fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
@@ -200,6 +207,12 @@ impl Device {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         panic!("never: {what}; {:?}; {:#?}", self.containers(), self.status.borrow());
+    }
+
+    async fn ask(&self, what: Ask) -> Result<String, Reason> {
+        let (answer, heard) = oneshot::channel();
+        self.asking.send(Asked { what, answer }).await.unwrap();
+        heard.await.unwrap()
     }
 
     async fn applied(&self) {
@@ -289,9 +302,14 @@ impl Drop for Device {
     }
 }
 
-type Life = (watch::Sender<Option<Arc<Target>>>, watch::Receiver<AgentStatus>, tokio::task::JoinHandle<()>);
+type Life = (
+    watch::Sender<Option<Arc<Target>>>,
+    watch::Receiver<AgentStatus>,
+    mpsc::Sender<Asked>,
+    tokio::task::JoinHandle<()>,
+);
 
-fn boot(prefix: &str, durable: &Durable, run_dir: &Path, target: Option<Arc<Target>>) -> Life {
+fn boot(prefix: &str, durable: &Durable, run_dir: &Path, target: Option<Arc<Target>>, holds: &Holds) -> Life {
     let (targets, wants) = watch::channel(target);
     let (tells, status) = watch::channel(AgentStatus::default());
     let deps = Deps {
@@ -308,8 +326,10 @@ fn boot(prefix: &str, durable: &Durable, run_dir: &Path, target: Option<Arc<Targ
             device_type: "generic".into(),
             healthy_after: Duration::from_millis(1500),
         },
+        holds: holds.clone(),
     };
-    (targets, status, tokio::spawn(supervisor::run(deps, wants, tells)))
+    let (asking, asks) = mpsc::channel(8);
+    (targets, status, asking, tokio::spawn(supervisor::run(deps, wants, tells, asks)))
 }
 
 /// Quick to stop: the first process ignores nothing.
@@ -597,4 +617,41 @@ async fn killed_at_any_moment_it_converges_with_one_container_a_service() {
     assert_eq!(device.containers(), ["a running", "b running", "c running"]);
     assert_eq!(device.inspect("c", "{{.Id}}"), fixed);
     assert_eq!(docker(&["exec", &device.name("a"), "cat", "/data/x"]), data);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_people_ask_of_services_comes_about_on_a_real_engine() {
+    let mut device = Device::new("asks");
+    let store = merged(
+        quick("test -f /data/x || cat /proc/sys/kernel/random/uuid > /data/x"),
+        &json!({"mounts": {"/data": {"type": "volume", "source": "data"}}}),
+    );
+    let app = device.app(&json!({"store": ["s1", store], "web": ["w1", quick("true")]}), &json!({}));
+    device.set(app);
+    device.applied().await;
+    let run = |device: &Device, of: &str| device.inspect(of, "{{.Id}} {{.State.StartedAt}}");
+    let read = |device: &Device| docker(&["exec", &device.name("store"), "cat", "/data/x"]);
+    let name = |text: &str| -> Name { text.parse().unwrap() };
+    let (web, store_run) = (run(&device, "web"), run(&device, "store"));
+
+    device.ask(Ask::Restart(name("web"))).await.unwrap();
+    let again = run(&device, "web");
+    assert_eq!(again.split(' ').next(), web.split(' ').next(), "the same container");
+    assert_ne!(again, web, "in another run");
+    assert_eq!(run(&device, "store"), store_run);
+
+    device.ask(Ask::Stop(name("web"))).await.unwrap();
+    assert_eq!(device.containers(), ["store running", "web exited"]);
+    device.restart().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(device.containers(), ["store running", "web exited"], "over a restart of the agent");
+    device.ask(Ask::Start(name("web"))).await.unwrap();
+    assert_eq!(device.containers(), ["store running", "web running"]);
+
+    let data = read(&device);
+    device.ask(Ask::Purge(None)).await.unwrap();
+    device.until("all run again", |d| d.containers() == ["store running", "web running"]).await;
+    assert_ne!(read(&device), data, "the volume is another");
+    docker(&["image", "inspect", &format!("{}:s1", device.prefix)]);
+    assert_eq!(device.ask(Ask::Purge(Some(name("nothing")))).await.unwrap_err().code, "volume_unknown");
 }

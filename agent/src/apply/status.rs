@@ -45,6 +45,8 @@ const ORDER: &[&str] = &[
     "waiting_dependency",
     "downloading",
     "waiting_not_before",
+    "stopped",
+    "paused",
     "not_fresh",
     "locked",
     "dependency_failed",

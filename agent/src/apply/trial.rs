@@ -5,7 +5,7 @@
 //! has ended with 0, all at the same time and for as long as the app asks. It goes badly with the first service that
 //! crashes in a loop, ends, turns unhealthy, cannot be started, or is not there in time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use copal_protocol::{
     ids::{Name, Sha256Hex},
@@ -54,6 +54,8 @@ pub struct Look<'a> {
     pub object_failed: Option<&'a (u32, ApplyError)>,
     /// How long all has to be well, where no service says.
     pub healthy_after_ms: u64,
+    /// Services that a person stopped: waited for without a limit, as they say nothing of the release.
+    pub held: &'a BTreeSet<Name>,
 }
 
 /// How a trial stands.
@@ -123,6 +125,11 @@ impl Trial {
             });
         }
         for (name, service) in &look.wanted.services {
+            if look.held.contains(name) {
+                self.waiting_since.remove(name);
+                waits_for.get_or_insert_with(|| name.clone());
+                continue;
+            }
             let container = look
                 .app
                 .services
@@ -361,6 +368,7 @@ mod tests {
             failed: &failed,
             object_failed: None,
             healthy_after_ms: 1000,
+            held: &BTreeSet::new(),
         })
     }
 

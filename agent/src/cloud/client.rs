@@ -21,6 +21,11 @@ use crate::{
     settings::{check_url, is_loopback},
 };
 
+/// TCP's own probes of a connection that is idle between two requests.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// What was sent and not acknowledged by then ends the connection: nobody is there any more.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
 /// Where the cloud is and how to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
@@ -219,6 +224,39 @@ impl Cloud {
         patience: Duration,
     ) -> Result<reqwest::Response, CloudError> {
         let (client, base, count) = self.client()?;
+        self.send_by(&client, (&base, count), call, headers, patience).await
+    }
+
+    /// Asks for a connection of its own that becomes something else than HTTP. Nothing of the system's keeps it alive: who has
+    /// it does that, as its network needs it.
+    pub(super) async fn send_alone(
+        &self,
+        call: &Call<'_>,
+        headers: &HeaderMap,
+    ) -> Result<reqwest::Response, CloudError> {
+        let (address, base, count) = {
+            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let urls = &state.address.urls;
+            let base = urls[self.current.load(Ordering::Relaxed) % urls.len()].clone();
+            (state.address.clone(), base, urls.len())
+        };
+        let client = build(&address, &self.clock, None).map_err(CloudError::transport)?;
+        self.send_by(&client, (&base, count), call, headers, self.limits.first_byte).await
+    }
+
+    /// A refusal's code and text, read within the limits.
+    pub(super) async fn refused(&self, response: reqwest::Response) -> CloudError {
+        refusal(response, &self.limits, self.clock.now()).await
+    }
+
+    async fn send_by(
+        &self,
+        client: &reqwest::Client,
+        (base, count): (&str, usize),
+        call: &Call<'_>,
+        headers: &HeaderMap,
+        patience: Duration,
+    ) -> Result<reqwest::Response, CloudError> {
         let mut request = client.request(call.method.clone(), format!("{base}{}", call.path));
         request = request.headers(headers.clone());
         if let Some(token) = call.bearer {
@@ -266,13 +304,13 @@ impl Cloud {
         {
             return Ok((client.clone(), base, count));
         }
-        let client = build(&state.address, &self.clock).map_err(CloudError::transport)?;
+        let client = build(&state.address, &self.clock, Some(KEEPALIVE)).map_err(CloudError::transport)?;
         state.client = Some((client.clone(), resolver));
         Ok((client, base, count))
     }
 }
 
-fn build(address: &Address, clock: &Clock) -> Result<reqwest::Client, String> {
+fn build(address: &Address, clock: &Clock, keepalive: Option<Duration>) -> Result<reqwest::Client, String> {
     let floored = clock.clone();
     let time: copal_tls::Clock = std::sync::Arc::new(move || floored.now());
     let mut tls =
@@ -286,7 +324,8 @@ fn build(address: &Address, clock: &Clock) -> Result<reqwest::Client, String> {
         .referer(false)
         .http1_only()
         .connect_timeout(Duration::from_secs(30))
-        .tcp_keepalive(Duration::from_secs(30))
+        .tcp_keepalive(keepalive)
+        .tcp_user_timeout(UNACKNOWLEDGED)
         .pool_idle_timeout(Duration::from_secs(90))
         .pool_max_idle_per_host(2)
         .user_agent(concat!("copal-agent/", env!("CARGO_PKG_VERSION")));

@@ -8,12 +8,14 @@ mod client;
 mod error;
 mod fetch;
 mod names;
+mod upgrade;
 
 pub use backoff::{Backoff, retry_after};
 pub use client::{Address, Call, Cloud};
 pub use error::CloudError;
 pub use fetch::{Answer, Blob, Limits};
 pub use names::{ask_server, name_servers};
+pub use upgrade::{NoSocket, Upgraded};
 
 /// Random 64 bits for jitter; a constant where the system has no randomness (jitter is no secret).
 #[must_use]

@@ -3,12 +3,17 @@
 use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use copal_protocol::{
+    envelope::Envelope,
+    verify::{self, Code, Error},
+};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::{
-    clock::{Clock, build_time, system_time},
+    clock::{self, Clock, build_time, system_time},
     cloud::{Address, Cloud, Limits},
     identity::{Identity, Session},
+    orders::{self, Acks, Hands},
     os::OsConfig,
     plan::wanted::Context,
     settings::{self, Joined, Places},
@@ -92,6 +97,36 @@ impl Rooms {
             device_id: device_id.to_owned(),
             device_type: self.device_type.clone(),
             healthy_after: HEALTHY_AFTER,
+        }
+    }
+
+    /// The command that restarts the device: what the settings say, else what its image says, else the system's.
+    pub fn reboot_command(&self, places: &Places) -> Vec<String> {
+        let set = places.reboot_command.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        match &self.os {
+            _ if !set.is_empty() => set,
+            Some(os) => os.reboot.clone(),
+            None => vec!["reboot".to_owned()],
+        }
+    }
+
+    /// What orders work with.
+    pub fn orders(&self, places: &Places, hands: Arc<dyn Hands>, acks: Arc<Acks>) -> orders::Deps {
+        let (store, session) = (self.store.clone(), self.session.clone());
+        let judge = move |envelope: &Envelope| {
+            let device = session
+                .identity(Identity::device)
+                .ok_or_else(|| Error::new(Code::DeviceMismatch, "this device is not enrolled yet"))?;
+            verify::action(&store.root(), &device, envelope)
+        };
+        orders::Deps {
+            state: self.state.clone(),
+            judge: Box::new(judge),
+            hands,
+            policy: places.policy.clone(),
+            acks,
+            boot_id: clock::boot_id(),
+            now: self.clock.now(),
         }
     }
 

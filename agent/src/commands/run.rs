@@ -4,6 +4,8 @@
 //! |---|---|---|
 //! | `target::Sync` | the cloud's documents | targets, its condition |
 //! | `supervisor` | targets, engine events | its status |
+//! | `channel` | frames of the cloud, acks | hints, commands |
+//! | `orders` | commands of the channel | asks of the supervisor, nudges, acks |
 //! | `os` | targets, services, condition | the operating system's status; restarts |
 //! | `selfupdate::Updater` | targets, the others' states | its status; another binary in this process's place |
 //! | `report::Reporter` | status of all, condition | signed reports, `status.json` |
@@ -21,9 +23,11 @@ use tokio::{
 use super::rooms::Rooms;
 use crate::{
     apply::status::{AgentStatus, reason},
+    channel, clock,
     diagnostics::{self, Link},
     engine::Engine,
     images::Pulls,
+    orders::{self, Acks, RealHands, pause::Pause},
     os::{
         self, OsStatus,
         disk::{Disks, RealDisks},
@@ -34,8 +38,8 @@ use crate::{
         launch::{self, Launched},
     },
     settings::{self, Places},
-    supervisor::{self, Deps},
-    target::{Channels, Condition, Pace, Sync},
+    supervisor::{self, Deps, holds::Holds},
+    target::{Channels, Condition, Nudges, Pace, Sync},
 };
 
 /// Runs until SIGTERM or SIGINT.
@@ -61,6 +65,30 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
 
     let (sync, Channels { targets, condition }) =
         Sync::new(rooms.session.clone(), rooms.store.clone(), rooms.clock.clone(), Pace::default());
+    let (nudges, nudged) = watch::channel(Nudges::default());
+    let pause = Arc::new(Pause::open(rooms.state.clone(), rooms.clock.clone(), nudges.clone()));
+    let sync = sync.listening(nudged);
+    let (asking, asks) = mpsc::channel(8);
+    let holds = Holds::open(rooms.state.clone(), &clock::boot_id());
+    let acks = Arc::new(Acks::default());
+    let (commands, told) = mpsc::channel(32);
+    let link = Link::Own { session: rooms.session.clone(), store: rooms.store.clone() };
+    let checks =
+        Arc::new(diagnostics::Deps::new(places.clone(), rooms.clock.clone(), engine.clone(), link, true));
+    let hands =
+        RealHands::new(asking, pause.clone(), nudges.clone(), rooms.reboot_command(places), checks.clone());
+    let channel = channel::run(channel::Deps {
+        session: rooms.session.clone(),
+        nudges,
+        condition: condition.clone(),
+        commands,
+        acks: acks.clone(),
+        state: rooms.state.clone(),
+        clock: rooms.clock.clone(),
+        pace: channel::pace::Pace::default(),
+        max_bytes_month: places.max_bytes_month,
+    });
+    let orders = orders::run(rooms.orders(places, Arc::new(hands), acks.clone()), told);
     let (status_writer, status) = watch::channel(AgentStatus::default());
     let (os_writer, os_status) = watch::channel(OsStatus::default());
     let (self_writer, self_status) = watch::channel(SelfStatus::default());
@@ -100,9 +128,6 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         status: os_writer,
     };
     let update_os = update_os(&rooms, places, engine.clone(), lines);
-    let link = Link::Own { session: rooms.session.clone(), store: rooms.store.clone() };
-    let checks =
-        Arc::new(diagnostics::Deps::new(places.clone(), rooms.clock.clone(), engine.clone(), link, true));
     let supervise = async {
         let device_id = enrolled(condition).await;
         let deps = Deps {
@@ -110,8 +135,9 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
             images,
             ledger: rooms.store.clone(),
             settings: rooms.supervisor_settings(places, &device_id),
+            holds,
         };
-        supervisor::run(deps, targets, status_writer).await;
+        supervisor::run(deps, targets, status_writer, asks).await;
     };
 
     notify(&[sd_notify::NotifyState::Ready]);
@@ -119,6 +145,9 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         () = Box::pin(sync.run()) => false,
         () = Box::pin(reporter.run()) => false,
         () = Box::pin(supervise) => false,
+        () = Box::pin(channel) => false,
+        () = Box::pin(orders) => false,
+        () = pause.run() => false,
         () = Box::pin(update_os) => false,
         () = Box::pin(diagnostics::door::serve(checks)) => false,
         () = Box::pin(updater.run()) => true,

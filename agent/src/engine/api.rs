@@ -259,8 +259,11 @@ pub trait EngineApi: Send + Sync {
     fn create_network<'a>(&'a self, request: &'a NetworkRequest) -> BoxFuture<'a, Result<(), EngineError>>;
     /// Removes a network; fine where it is gone.
     fn remove_network<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), EngineError>>;
-    /// Makes a volume. There is no removing: data outlives releases.
+    /// Makes a volume.
     fn create_volume<'a>(&'a self, request: &'a VolumeRequest) -> BoxFuture<'a, Result<(), EngineError>>;
+    /// Removes a volume with its data; fine where it is gone, refused where a container has it. Only ever asked for by a
+    /// person: data outlives releases.
+    fn remove_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), EngineError>>;
     /// Paths the image declares as volumes.
     fn image_volumes<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<Vec<String>, EngineError>>;
     /// A container's last lines, safe to print: at most 50 of 500 bytes. Empty where they cannot be read.

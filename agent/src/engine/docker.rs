@@ -10,7 +10,8 @@ use bollard::{
     query_parameters::{
         CreateContainerOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions,
         ListContainersOptionsBuilder, ListNetworksOptions, ListVolumesOptions, RemoveContainerOptionsBuilder,
-        RenameContainerOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+        RemoveVolumeOptions, RenameContainerOptionsBuilder, StartContainerOptions,
+        StopContainerOptionsBuilder,
     },
 };
 use futures_util::{
@@ -341,6 +342,20 @@ impl EngineApi for Engine {
         self.call(format!("creating volume {}", request.name), WRITE, |d| async move {
             d.create_volume(body).await.map(drop)
         })
+        .boxed()
+    }
+
+    fn remove_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), EngineError>> {
+        let what = format!("removing volume {name}");
+        let name = name.to_owned();
+        async move {
+            EngineError::gone_is_fine(
+                self.call(what, WRITE, |d| async move {
+                    d.remove_volume(&name, None::<RemoveVolumeOptions>).await
+                })
+                .await,
+            )
+        }
         .boxed()
     }
 

@@ -15,7 +15,7 @@ use tokio::sync::broadcast;
 
 use super::{
     ApiVersion, Container, ContainerRequest, Containers, EngineApi, EngineError, EngineEvent, EngineVersion,
-    Health, ImageId, Join, Labels, Network, NetworkRequest, RunState, Volume, VolumeRequest,
+    Health, ImageId, Join, Labels, MountPoint, Network, NetworkRequest, RunState, Volume, VolumeRequest,
 };
 use crate::plan::labels;
 
@@ -26,6 +26,8 @@ pub(crate) struct World {
     pub(crate) containers: BTreeMap<String, (Container, String)>,
     pub(crate) networks: BTreeMap<String, Network>,
     pub(crate) volumes: BTreeMap<String, Labels>,
+    /// Volumes of each container, by its id.
+    pub(crate) uses: BTreeMap<String, Vec<String>>,
     pub(crate) images: BTreeSet<ImageId>,
     /// Every change, in order.
     pub(crate) writes: Vec<String>,
@@ -263,6 +265,11 @@ impl EngineApi for Fake {
                 unreadable: None,
             };
             let behaviour = request.spec.command.as_ref().map_or("runs", |c| c[0].as_str()).to_owned();
+            let volumes = request.mounts.values().filter_map(|point| match point {
+                MountPoint::Volume { name, .. } => Some(name.clone()),
+                _ => None,
+            });
+            w.uses.insert(id.clone(), volumes.collect());
             w.containers.insert(id.clone(), (container, behaviour));
             Ok(id)
         }))
@@ -292,6 +299,7 @@ impl EngineApi for Fake {
             }
             _ => {
                 w.containers.remove(id);
+                w.uses.remove(id);
                 Ok(())
             }
         });
@@ -362,6 +370,17 @@ impl EngineApi for Fake {
     fn create_volume<'a>(&'a self, request: &'a VolumeRequest) -> BoxFuture<'a, Result<(), EngineError>> {
         let result = self.change(format!("create volume {}", request.name), |w| {
             w.volumes.entry(request.name.clone()).or_insert_with(|| request.labels.clone());
+            Ok(())
+        });
+        ready(result).boxed()
+    }
+
+    fn remove_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), EngineError>> {
+        let result = self.change(format!("remove volume {name}"), |w| {
+            if w.uses.values().flatten().any(|used| used == name) {
+                return Err(conflict("remove volume", "it is in use"));
+            }
+            w.volumes.remove(name);
             Ok(())
         });
         ready(result).boxed()

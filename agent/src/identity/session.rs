@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 
 use super::keys::Identity;
 use crate::{
-    cloud::{Answer, Blob, Call, Cloud, CloudError},
+    cloud::{Answer, Blob, Call, Cloud, CloudError, NoSocket, Upgraded},
     settings,
     state::{StateDir, StateError},
 };
@@ -194,6 +194,34 @@ impl Session {
         }
         let token = self.token().await?;
         Ok(self.cloud.range(path, &token, from, to).await?)
+    }
+
+    /// Opens a connection that speaks something else than HTTP, as [`Self::call`].
+    ///
+    /// # Errors
+    /// Why there is none, and whether another try of the same kind could bring one.
+    pub async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<Upgraded, NoSocket<SessionError>> {
+        let token = self.token().await.map_err(NoSocket::Failed)?;
+        match self.cloud.upgrade(path, &token, protocol).await {
+            Err(NoSocket::Failed(e)) if e.is_status(401) => self.drop_token(&token).await,
+            Err(NoSocket::Failed(e)) => {
+                if e.is_status(403) {
+                    self.drop_token(&token).await;
+                }
+                return Err(NoSocket::Failed(e.into()));
+            }
+            Err(NoSocket::NotTaken(why)) => return Err(NoSocket::NotTaken(why)),
+            Ok(socket) => return Ok(socket),
+        }
+        let token = self.token().await.map_err(NoSocket::Failed)?;
+        self.cloud.upgrade(path, &token, protocol).await.map_err(|e| match e {
+            NoSocket::Failed(e) => NoSocket::Failed(e.into()),
+            NoSocket::NotTaken(why) => NoSocket::NotTaken(why),
+        })
     }
 
     /// The client beneath.

@@ -31,7 +31,7 @@ use crate::{
         shared::{Locked, Shared},
         status::reason,
     },
-    clock::Clock,
+    clock::{self, Clock},
     engine::Engine,
     target::{HostPart, Store},
 };
@@ -67,13 +67,11 @@ impl Device for ThisDevice {
     }
 
     fn boot_id(&self) -> String {
-        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        text.trim().replace('-', "")
+        clock::boot_id()
     }
 
     fn uptime_s(&self) -> u64 {
-        let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
-        text.split(['.', ' ']).next().and_then(|n| n.parse().ok()).unwrap_or(0)
+        clock::uptime_s()
     }
 
     fn engine(&self) -> BoxFuture<'_, bool> {

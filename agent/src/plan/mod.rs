@@ -5,6 +5,9 @@
 //! other lanes ([`Need`]). A need is only ever planned while it is *not* met, so whoever carries a plan out runs the
 //! steps up to the first need, looks again, and plans again.
 //!
+//! A service that a person stopped ([`Policy::held`]) is wanted stopped; one that a person wants restarted is, as long as its
+//! container is the one that ran when it was asked for ([`Policy::restart`]): carried out once, it plans nothing more.
+//!
 //! Never planned: touching what is not ours, removing a volume, forcing anything.
 
 pub mod hash;
@@ -178,6 +181,10 @@ pub struct Policy {
     pub prefix: String,
     /// Services that fail right now: an optional dependency on one of them is not waited for.
     pub failing: BTreeSet<(AppId, Name)>,
+    /// Services that a person stopped.
+    pub held: BTreeSet<(AppId, Name)>,
+    /// Services that a person wants restarted, each with what told its container's run from the next: id and start.
+    pub restart: BTreeMap<(AppId, Name), (String, String)>,
 }
 
 /// Who holds a container's name.
@@ -191,7 +198,7 @@ enum Holder<'a> {
 struct View<'a> {
     id: AppId,
     prefix: &'a str,
-    failing: &'a BTreeSet<(AppId, Name)>,
+    policy: &'a Policy,
     wanted: Option<&'a WantedApp>,
     app: &'a AppState,
     state: &'a State,
@@ -226,7 +233,7 @@ pub fn plan(state: &State, wanted: &Wanted, policy: &Policy) -> Plan {
         let mut view = View {
             id,
             prefix: &policy.prefix,
-            failing: &policy.failing,
+            policy,
             wanted: target,
             app,
             state,

@@ -125,7 +125,7 @@ fn needs(view: &View<'_>, service: &WantedService) -> Result<Vec<Need>, Blocked>
     let mut needs = Vec::new();
     for (on, how) in &service.spec.depends_on {
         let known = view.wanted.is_some_and(|w| w.services.contains_key(on));
-        if !known || (how.optional && view.failing.contains(&(view.id, on.clone()))) {
+        if !known || (how.optional && view.policy.failing.contains(&(view.id, on.clone()))) {
             continue;
         }
         match unmet(view, on, how.condition) {
@@ -214,6 +214,11 @@ pub(super) fn wanted(view: &View<'_>, out: &AppPlan, name: &Name, service: &Want
             format!("the engine cannot describe container {} of service {name}: {why}", seen.container.name),
         );
     }
+    if view.policy.held.contains(&(view.id, name.clone())) {
+        let mut steps = Steps { steps: Vec::new(), pending: Vec::new() };
+        all.iter().for_each(|seen| steps.stop(seen));
+        return LanePlan { steps: steps.steps, blocked: None };
+    }
     let current = view.current.get(name).copied();
     let others: Vec<&Seen> =
         all.iter().filter(|s| current.is_none_or(|c| c.container.id != s.container.id)).collect();
@@ -242,9 +247,10 @@ fn keep(
     steps: &mut Steps,
 ) -> Result<(), Blocked> {
     let id = || Which::Id(seen.container.id.clone());
+    let restarts = others.is_empty() && restarts(view, name, seen);
     // One that ended while another of its service is there was stopped for that one, whatever its exit code says.
     let interrupted = seen.container.state == RunState::Exited && !others.is_empty();
-    let starts = interrupted || !rests(view, service, seen);
+    let starts = interrupted || restarts || !rests(view, service, seen);
     let any_runs =
         others.iter().any(|o| matches!(o.container.state, RunState::Running | RunState::Restarting));
     for network in missing(view, service, seen) {
@@ -257,7 +263,13 @@ fn keep(
     }
     if starts {
         steps.pending.extend(objects(out, service)?);
+    }
+    if starts && !restarts {
+        // A person who wants it restarted wants it now.
         steps.pending.extend(needs(view, service)?);
+    }
+    if restarts {
+        steps.stop(seen);
     }
     if any_runs && view.awaits_images {
         steps.pending.push(Need::Images);
@@ -282,6 +294,12 @@ fn keep(
         steps.push(Action::Rename(id(), own));
     }
     Ok(())
+}
+
+/// Whether a person wants this very run of it ended and another begun.
+fn restarts(view: &View<'_>, name: &Name, seen: &Seen) -> bool {
+    let mark = view.policy.restart.get(&(view.id, name.clone()));
+    mark.is_some_and(|(id, started_at)| *id == seen.container.id && *started_at == seen.container.started_at)
 }
 
 /// There is none as wanted: one is made, and takes over as the strategy says.

@@ -36,7 +36,6 @@ impl About {
     /// Reads what this system says of itself.
     #[must_use]
     pub fn this_system(fleet_id: FleetId) -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
         let os_version = os_release
             .lines()
@@ -45,7 +44,7 @@ impl About {
             .unwrap_or_default();
         Self {
             fleet_id,
-            boot_id: boot_id.trim().replace('-', ""),
+            boot_id: crate::clock::boot_id(),
             os_version,
             arch: crate::settings::arch().to_owned(),
         }

@@ -24,7 +24,7 @@ use crate::{
     state::{StateDir, StateError},
     target::{
         Condition, Store,
-        model::{HostAim, HostPart, HostRelease, Target},
+        model::{HostAim, HostPart, HostRelease, PAUSED, Target},
     },
 };
 
@@ -140,9 +140,13 @@ impl Updater {
         loop {
             let target = self.targets.borrow_and_update().clone();
             let wanted = target.as_deref().and_then(|t| aim(&t.agent));
-            let may_install = target.as_deref().is_some_and(|t| t.may_install);
+            let held = match target.as_deref() {
+                Some(t) if t.may_install => None,
+                Some(t) if t.paused => Some(("paused", PAUSED)),
+                _ => Some(("not_fresh", "the cloud has not vouched yet that this is the newest assignment")),
+            };
             let order = target.as_deref().map(|t| t.order);
-            let wait = match self.step(&mut record, wanted, may_install).await {
+            let wait = match self.step(&mut record, wanted, held).await {
                 Ok(Step::Restart) => return,
                 Ok(Step::Wait(wait)) => wait,
                 Ok(Step::OnTarget) => {
@@ -173,7 +177,7 @@ impl Updater {
         &mut self,
         record: &mut Record,
         wanted: Option<&HostRelease>,
-        may_install: bool,
+        held: Option<(&str, &str)>,
     ) -> Result<Step, StepError> {
         let runs = record.committed.clone();
         self.tell(|r| {
@@ -196,9 +200,8 @@ impl Updater {
                 return Ok(Step::Wait(left));
             }
         }
-        if !may_install {
-            let message = "the cloud has not vouched yet that this is the newest assignment";
-            self.tell(|r| r.reason = Some(of(reason("not_fresh", message), Some(wanted))));
+        if let Some((code, message)) = held {
+            self.tell(|r| r.reason = Some(of(reason(code, message), Some(wanted))));
             return Ok(Step::Wait(None));
         }
         let Some(payload) = payload(wanted) else { return Err(StepError::NoAgent) };

@@ -1,6 +1,9 @@
 //! What the supervisor knows of one app between two looks: all of it can be had again from the ledger and the target.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use copal_protocol::{
     documents::Reason,
@@ -15,7 +18,7 @@ use crate::{
         trial::{Choice, Trial, choose},
     },
     plan::wanted::{self, Context, WantedApp},
-    target::model::AppTarget,
+    target::model::{AppTarget, PAUSED},
 };
 
 /// One app.
@@ -43,6 +46,10 @@ pub(super) struct App {
     pub(super) waits_for: Option<Name>,
     /// With nothing to fall back to: how the last trial failed, how many did, and when the next may begin.
     pub(super) first_failure: Option<(Reason, u32, Instant)>,
+    /// Services that a person stopped.
+    pub(super) held: BTreeSet<Name>,
+    /// A person wants nothing new to be installed for now.
+    pub(super) paused: bool,
 }
 
 impl App {
@@ -122,6 +129,7 @@ impl App {
         }
         match self.choice? {
             Choice::Fallback => self.parked.as_ref().map(|(_, why)| why.clone()),
+            Choice::Hold if self.paused => Some(reason("paused", PAUSED)),
             Choice::Hold => Some(reason(
                 "not_fresh",
                 "the cloud has not yet vouched for this assignment as its newest, so nothing new is installed",

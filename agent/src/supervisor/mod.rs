@@ -1,6 +1,6 @@
 //! The loop: observe → plan → apply, until what runs is what should.
 //!
-//! In: targets, and whatever makes it worth looking again (a new target, an event of the engine, a lane that ended, a
+//! In: targets, what people ask of services ([`asks`]), and whatever makes it worth looking again (a new target, an event of the engine, a lane that ended, a
 //! timer, and every 30 s nothing at all). Out: effects through [`crate::apply`], and an [`AgentStatus`]. An event only
 //! makes it look sooner: what is done follows from what is seen, so a lost event delays and never loses.
 //!
@@ -9,6 +9,8 @@
 //! *and* the engine was looked at since.
 
 mod app;
+pub mod asks;
+pub mod holds;
 mod pass;
 #[cfg(test)]
 mod tests;
@@ -31,6 +33,8 @@ use crate::{
     plan::{labels, wanted::Context},
     target::model::Target,
 };
+use asks::Asked;
+use holds::Holds;
 use pass::Supervisor;
 
 /// A look without any reason: bounds how long a lost event matters.
@@ -73,6 +77,8 @@ pub struct Deps {
     pub ledger: Arc<dyn Ledger>,
     /// Settings.
     pub settings: SupervisorSettings,
+    /// What people stopped.
+    pub holds: Holds,
 }
 
 /// Runs until the sender of targets is dropped. `None` is a target not known yet: nothing is touched. Dropping the
@@ -81,6 +87,7 @@ pub async fn run(
     deps: Deps,
     mut targets: watch::Receiver<Option<Arc<Target>>>,
     status: watch::Sender<AgentStatus>,
+    mut asks: mpsc::Receiver<Asked>,
 ) {
     let (poke, mut pokes) = mpsc::channel(1);
     let follower =
@@ -103,7 +110,11 @@ pub async fn run(
                     let _ = pokes.try_recv();
                     break;
                 }
-                () = supervisor.lane_ends() => break,
+                () = supervisor.work_ends() => break,
+                Some(asked) = asks.recv() => {
+                    supervisor.ask(asked);
+                    break;
+                }
                 () = tokio::time::sleep_until(next) => break,
                 () = tokio::time::sleep(TELL), if supervisor.is_downloading() => supervisor.tell(),
             }

@@ -16,9 +16,9 @@ use copal_protocol::{
 };
 use futures_util::{FutureExt as _, future::BoxFuture};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use super::{Deps, SupervisorSettings, run};
+use super::{Deps, SupervisorSettings, asks::Asked, holds::Holds, run};
 use crate::{
     apply::{
         ports::{ApplyError, Images, Ledger, ProgressSink, StateError},
@@ -28,6 +28,8 @@ use crate::{
     engine::{ImageId, RunState, fake::Fake},
     target::model::{AppTarget, Target},
 };
+
+mod asks;
 
 const APP: &str = "00112233445566778899aabbccddeeff";
 
@@ -207,6 +209,8 @@ struct Device {
     run_dir: tempfile::TempDir,
     targets: watch::Sender<Option<Arc<Target>>>,
     status: watch::Receiver<AgentStatus>,
+    holds: Holds,
+    asking: mpsc::Sender<Asked>,
     agent: tokio::task::JoinHandle<()>,
 }
 
@@ -214,8 +218,9 @@ impl Device {
     fn new() -> Self {
         let durable = Durable { fake: Fake::new(), book: Arc::default() };
         let run_dir = tempfile::tempdir().unwrap();
-        let (targets, status, agent) = boot(&durable, run_dir.path(), None);
-        Self { durable, run_dir, targets, status, agent }
+        let holds = Holds::in_memory();
+        let (targets, status, asking, agent) = boot(&durable, run_dir.path(), None, &holds);
+        Self { durable, run_dir, targets, status, holds, asking, agent }
     }
 
     fn set(&self, target: Arc<Target>) {
@@ -228,7 +233,8 @@ impl Device {
         let _ = (&mut self.agent).await;
         self.durable.fake.world(|w| (w.dies_at, w.absent) = (None, false));
         let target = self.targets.borrow().clone();
-        (self.targets, self.status, self.agent) = boot(&self.durable, self.run_dir.path(), target);
+        (self.targets, self.status, self.asking, self.agent) =
+            boot(&self.durable, self.run_dir.path(), target, &self.holds);
     }
 
     fn fake(&self) -> &Fake {
@@ -291,9 +297,14 @@ impl Device {
     }
 }
 
-type Life = (watch::Sender<Option<Arc<Target>>>, watch::Receiver<AgentStatus>, tokio::task::JoinHandle<()>);
+type Life = (
+    watch::Sender<Option<Arc<Target>>>,
+    watch::Receiver<AgentStatus>,
+    mpsc::Sender<Asked>,
+    tokio::task::JoinHandle<()>,
+);
 
-fn boot(durable: &Durable, run_dir: &std::path::Path, target: Option<Arc<Target>>) -> Life {
+fn boot(durable: &Durable, run_dir: &std::path::Path, target: Option<Arc<Target>>, holds: &Holds) -> Life {
     let (targets, wants) = watch::channel(target);
     let (tells, status) = watch::channel(AgentStatus::default());
     let deps = Deps {
@@ -310,8 +321,10 @@ fn boot(durable: &Durable, run_dir: &std::path::Path, target: Option<Arc<Target>
             device_type: "generic".into(),
             healthy_after: Duration::from_secs(10),
         },
+        holds: holds.clone(),
     };
-    (targets, status, tokio::spawn(run(deps, wants, tells)))
+    let (asking, asks) = mpsc::channel(8);
+    (targets, status, asking, tokio::spawn(run(deps, wants, tells, asks)))
 }
 
 const V1: [&str; 3] = ["db heals Running", "init ends:0 Exited", "web runs Running"];

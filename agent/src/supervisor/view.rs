@@ -61,6 +61,7 @@ impl Supervisor {
                 "; the release before it is being brought back"
             });
         }
+        reasons.extend(app.held.iter().map(stopped));
         reasons.extend(lanes.iter().filter_map(|(lane, state)| lane_reason(lane, state)));
         if reasons.is_empty() && app.target.is_some() {
             reasons.extend(app.on_trial().then(|| trial_reason(app)));
@@ -175,6 +176,11 @@ fn lane_reason(lane: &Lane, state: &LaneState) -> Option<Reason> {
         }
         _ => state.running.is_some().then(|| of("starting", format!("{lane} is being brought about"))),
     }
+}
+
+fn stopped(service: &Name) -> Reason {
+    let message = format!("service {service} was stopped by a person and stays so until it is started again");
+    Reason { service: Some(service.clone()), ..reason("stopped", message) }
 }
 
 fn trial_reason(app: &App) -> Reason {

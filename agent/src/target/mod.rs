@@ -7,11 +7,13 @@
 mod condition;
 mod judge;
 pub mod model;
+mod nudges;
 mod store;
 mod stored;
 mod sync;
 
 pub use condition::Condition;
 pub use model::{HostAim, HostPart, HostRelease};
+pub use nudges::Nudges;
 pub use store::{Refused, Resolved, Store, StoreSettings};
 pub use sync::{Channels, Pace, Sync};

@@ -24,7 +24,12 @@ pub struct Target {
     pub reboot_window: Option<Window>,
     /// The cloud vouched for it as newest (or Root allows offline): only then may anything new be installed.
     pub may_install: bool,
+    /// A person paused updates: the reason why nothing may be installed.
+    pub paused: bool,
 }
+
+/// What is said of a pause.
+pub const PAUSED: &str = "updates are paused on this device by a person; what runs goes on, and nothing new is installed until they resume";
 
 /// What should run of the host: of the operating system, or of the agent.
 #[derive(Debug, Clone, Default, PartialEq)]

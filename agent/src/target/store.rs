@@ -99,6 +99,7 @@ impl Resolved {
             agent,
             reboot_window: self.reboot_window,
             may_install,
+            paused: false,
         }
     }
 }

@@ -26,7 +26,7 @@ use copal_agent::{
     cloud::{Address, Cloud, Limits},
     identity::{Identity, Session},
     state::{RealFs, StateDir},
-    target::{Channels, Condition, Pace, Store, StoreSettings, Sync, model::Target},
+    target::{Channels, Condition, Nudges, Pace, Store, StoreSettings, Sync, model::Target},
 };
 use copal_protocol::{
     config::DeviceFile,
@@ -95,6 +95,11 @@ impl FakeCloud {
     }
 
     pub async fn start_with(change: impl FnOnce(&mut Root)) -> Self {
+        Self::start_routed(change, Router::new()).await
+    }
+
+    /// With more routes than these.
+    pub async fn start_routed(change: impl FnOnce(&mut Root), more: Router) -> Self {
         let keys = OwnerKeys::fixed();
         let mut root = keys.root();
         change(&mut root);
@@ -105,7 +110,7 @@ impl FakeCloud {
         let (changed, _) = watch::channel(0);
         let shared =
             Arc::new(Shared { inner: inner.clone(), changed: changed.clone(), keys: OwnerKeys::fixed() });
-        let router = Router::new().fallback(answer).with_state(shared);
+        let router = Router::new().fallback(answer).with_state(shared).merge(more);
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self { keys, inner, changed, url, server: Some(server), root }
     }
@@ -358,6 +363,8 @@ pub struct Running {
     pub store: Arc<Store>,
     pub targets: watch::Receiver<Option<Arc<Target>>>,
     pub condition: watch::Receiver<Condition>,
+    pub nudges: watch::Sender<Nudges>,
+    pub state: Arc<StateDir>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -373,6 +380,7 @@ pub fn pace() -> Pace {
         poll: Duration::from_millis(100),
         slow: Duration::from_millis(50),
         roots: Duration::from_secs(3600),
+        rest: Duration::from_secs(3600),
     }
 }
 
@@ -418,11 +426,13 @@ impl Device {
             clock: clock.clone(),
         };
         let first = serde_json::to_vec(&self.file.root).unwrap();
-        let store = Arc::new(Store::open(state, session.clone(), settings, (&self.root, &first)).unwrap());
+        let store =
+            Arc::new(Store::open(state.clone(), session.clone(), settings, (&self.root, &first)).unwrap());
         let (sync, Channels { targets, condition }) =
             Sync::new(session.clone(), store.clone(), clock, pace());
-        let task = tokio::spawn(sync.run());
-        Running { session, store, targets, condition, task }
+        let (nudges, nudged) = watch::channel(Nudges::default());
+        let task = tokio::spawn(sync.listening(nudged).run());
+        Running { session, store, targets, condition, nudges, state, task }
     }
 
     /// Name, bytes and time of change of every state file.

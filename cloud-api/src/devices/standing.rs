@@ -4,7 +4,7 @@ use copal_protocol::{device_api::DeviceState, documents::Reason};
 
 use super::rows::reason;
 
-/// Reasons that only say what a device is doing: from one that fell silent they are stale.
+/// Reasons that only say what a device is doing, or was asked to: from one that fell silent they are stale.
 const PASSING: &[&str] = &[
     "downloading",
     "starting",
@@ -14,6 +14,8 @@ const PASSING: &[&str] = &[
     "waiting_not_before",
     "engine_absent",
     "not_fresh",
+    "paused",
+    "stopped",
     "no_assignment",
     "os_downloading",
     "os_verifying",

@@ -32,7 +32,10 @@ use crate::{
         ports::{Device, Documents, Installer},
     },
     state::{StateDir, StateError},
-    target::{Condition, HostAim, HostPart, model::Target},
+    target::{
+        Condition, HostAim, HostPart,
+        model::{PAUSED, Target},
+    },
 };
 
 /// Between looks: at an installation or a trial, where an update waits, and where there is none.
@@ -350,7 +353,13 @@ impl Updater {
         }
         // What was refused before it became a target is no step of ours, and still why the newest does not run.
         let refused = || self.lines.condition.borrow().refused_hosts.get(&HostPart::Os).cloned();
-        let host = machine::view(self.deps.boot.name(), facts, journal, why.or_else(refused));
+        let mut why = why.or_else(refused);
+        let paused = self.lines.targets.borrow().as_ref().is_some_and(|t| t.paused);
+        if let Some(why) = why.as_mut().filter(|why| paused && why.code == "not_fresh") {
+            // It may not be installed for another cause than a cloud that is silent.
+            (why.code, why.message) = ("paused".to_owned(), PAUSED.to_owned());
+        }
+        let host = machine::view(self.deps.boot.name(), facts, journal, why);
         let told = OsStatus { applied: self.applied, host: Some(host), reason: None };
         self.lines.status.send_if_modified(|old| {
             let news = *old != told;

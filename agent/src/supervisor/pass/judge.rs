@@ -63,6 +63,7 @@ impl Supervisor {
                 failed: &failed,
                 object_failed: object_failed.as_ref(),
                 healthy_after_ms: self.healthy_after_ms,
+                held: &app.held,
             };
             match trial.look(&look) {
                 Verdict::Going { ends_ms, look_ms, waits_for } => {

@@ -138,11 +138,12 @@ impl Supervisor {
         self.lanes.entry(key).or_default().running = Some(Running { cancel, stage, done, total });
     }
 
-    /// Waits for a lane to end, and takes in all that have. Never ends while none is at work.
-    pub(in crate::supervisor) async fn lane_ends(&mut self) {
-        match self.at_work.join_next_with_id().await {
-            Some(ended) => self.take_in(ended),
-            None => std::future::pending().await,
+    /// Waits for a lane (or the emptying of volumes) to end, and takes in all that have. Never ends while none is at work.
+    pub(in crate::supervisor) async fn work_ends(&mut self) {
+        tokio::select! {
+            Some(ended) = self.at_work.join_next_with_id() => self.take_in(ended),
+            Some(ended) = self.purges.join_next() => self.take_emptied(ended),
+            else => std::future::pending().await,
         }
         while let Some(ended) = self.at_work.try_join_next_with_id() {
             self.take_in(ended);
@@ -194,6 +195,11 @@ impl Supervisor {
 }
 
 impl Running {
+    /// Calls it off: it ends between two effects.
+    pub(in crate::supervisor) fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
     pub(in crate::supervisor) fn downloads(&self) -> bool {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) == Stage::Downloading
     }

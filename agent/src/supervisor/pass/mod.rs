@@ -5,6 +5,7 @@
 //! [`judge`] ends trials that passed or failed, [`lanes`] sets to work what is free, [`settle`] tidies up behind. Nothing
 //! here waits for a lane, and nothing is remembered that the next look would not show again.
 
+mod asked;
 mod judge;
 mod lanes;
 mod settle;
@@ -26,8 +27,9 @@ use tokio::{
     time::Instant,
 };
 
+use self::asked::{Emptied, Pending};
 pub(super) use self::lanes::{LaneKey, LaneState, Running};
-use super::{ABSENT_CAP, Deps, RESYNC, app::Apps};
+use super::{ABSENT_CAP, Deps, RESYNC, app::Apps, holds::Holds};
 use crate::{
     apply::{
         hush::Hush,
@@ -63,6 +65,9 @@ pub(super) struct Supervisor {
     said: BTreeMap<(AppId, Option<Lane>), Hush>,
     retained: Option<BTreeSet<Digest>>,
     status: watch::Sender<AgentStatus>,
+    pub(super) holds: Holds,
+    asks: Vec<Pending>,
+    purges: JoinSet<Emptied>,
 }
 
 impl Supervisor {
@@ -88,6 +93,9 @@ impl Supervisor {
             said: BTreeMap::new(),
             retained: None,
             status,
+            holds: deps.holds,
+            asks: Vec::new(),
+            purges: JoinSet::new(),
         }
     }
 
@@ -98,7 +106,9 @@ impl Supervisor {
     /// Looks, decides, sets lanes to work. Gives the time of the next look, whatever happens.
     pub(super) async fn pass(&mut self, target: Option<Arc<Target>>) -> Instant {
         self.take(target);
+        self.expire_asks();
         let Some(target) = self.target.clone() else {
+            self.begin_asks(&Target::default());
             self.tell();
             return Instant::now() + RESYNC;
         };
@@ -111,6 +121,7 @@ impl Supervisor {
             }
             Err(error) => return self.engine_fails(&error),
         }
+        self.begin_asks(&target);
         // Judging can change what is wanted, once for each app: a failed trial falls back, a passed one is committed.
         for _ in 0..=target.apps.len() {
             let wanted = self.resolve(&target);
@@ -121,6 +132,7 @@ impl Supervisor {
                 continue;
             }
             self.dispatch(&plan, &mut next);
+            self.end_asks(&plan, &mut next);
             self.finish_removed(&target, &plan);
             self.mark_applied(&target, &plan);
             self.retain(&target).await;

@@ -11,11 +11,14 @@ impl Supervisor {
     /// What should be, app by app; cancels lanes of apps whose effective target changed.
     pub(super) fn resolve(&mut self, target: &Target) -> Wanted {
         let mut wanted = Wanted::default();
+        let purged = self.purged();
         for (id, want) in &target.apps {
             let app = self.apps.entry(*id).or_insert_with(|| App::load(*id, self.ledger.as_ref()));
             let before = app.wanted.clone();
             let had = app.key;
             let changed = app.resolve(&self.cx, want, self.ledger.trial(*id), target.may_install);
+            app.paused = target.paused;
+            app.held = self.holds.held(*id, want.key());
             if changed {
                 // Of another target the same failure is news.
                 self.said.retain(|(of, _), _| of != id);
@@ -25,6 +28,11 @@ impl Supervisor {
             }
             if let Some(one) = app.wanted.as_ref().filter(|_| app.key != had) {
                 self.hands.prepare(*id, one);
+            }
+            if purged.contains(id) {
+                // Whoever empties its volumes works alone.
+                wanted.frozen.insert(*id);
+                continue;
             }
             match &app.wanted {
                 Some(one) => drop(wanted.apps.insert(*id, one.clone())),
@@ -48,7 +56,8 @@ impl Supervisor {
             .filter(|(_, lane)| lane.error.is_some() || lane.blocked.is_some())
             .filter_map(|((app, lane), _)| Some((*app, lane.service()?.clone())))
             .collect();
-        Policy { prefix: self.cx.prefix.clone(), failing }
+        let held = self.apps.iter().flat_map(|(id, app)| app.held.iter().map(|name| (*id, name.clone())));
+        Policy { prefix: self.cx.prefix.clone(), failing, held: held.collect(), restart: self.restarts() }
     }
 
     pub(super) async fn look_for_images(&mut self, wanted: &Wanted) {

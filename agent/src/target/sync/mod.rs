@@ -5,6 +5,9 @@
 //! 3. A new assignment: verify, keep its mark, fetch its releases, judge each app, keep what was accepted.
 //! 4. Ask for freshness; only then may anything new be installed.
 //! 5. Anything refused or unreachable: say so, wait, try again. What runs goes on.
+//!
+//! While a channel is up it tells of anything new, so the polls of what is settled rest for hours; a hint, a person's wish and the
+//! loss of the channel end the rest at once ([`Nudges`]).
 
 mod fetch;
 
@@ -21,7 +24,7 @@ use copal_protocol::{
 };
 use tokio::sync::watch;
 
-use super::{condition::Condition, model::Target, store::Store};
+use super::{condition::Condition, model::Target, nudges::Nudges, store::Store};
 use crate::{
     apply::{hush::Hush, status::reason},
     clock::Clock,
@@ -43,8 +46,10 @@ pub struct Pace {
     pub poll: Duration,
     /// At least this long between tries where only a person can change something.
     pub slow: Duration,
-    /// A root walk at least this often.
+    /// A root walk at least this often; while polls rest, with the next poll.
     pub roots: Duration,
+    /// Between polls of what is settled while a channel is up.
+    pub rest: Duration,
 }
 
 impl Default for Pace {
@@ -54,6 +59,7 @@ impl Default for Pace {
             poll: Duration::from_secs(60),
             slow: Duration::from_secs(30),
             roots: Duration::from_secs(3600),
+            rest: Duration::from_secs(6 * 3600),
         }
     }
 }
@@ -110,6 +116,10 @@ pub struct Sync {
     said: Hush,
     /// Between polls the cloud does not hold; an assignment may set it.
     interval: Duration,
+    /// What is heard beside the polls.
+    nudges: watch::Receiver<Nudges>,
+    /// As last heard.
+    paused: bool,
 }
 
 /// What the others listen to.
@@ -157,10 +167,20 @@ impl Sync {
             not_before: None,
             polled: false,
             said: Hush::default(),
+            nudges: watch::channel(Nudges::default()).1,
+            paused: false,
         };
         sync.use_root_address();
         sync.recall();
         (sync, Channels { targets: target_reader, condition: condition_reader })
+    }
+
+    /// Listens to the channel and to people from now on.
+    #[must_use]
+    pub fn listening(mut self, nudges: watch::Receiver<Nudges>) -> Self {
+        self.nudges = nudges;
+        self.hear();
+        self
     }
 
     /// Runs until the task is dropped.
@@ -168,8 +188,11 @@ impl Sync {
         let mut backoff = Backoff::default();
         let mut unheld = 0_u32;
         loop {
+            self.hear();
             match Box::pin(self.cycle()).await {
-                Ok(held) => {
+                // Something was heard while the cloud held the poll.
+                Ok(None) => {}
+                Ok(Some(held)) => {
                     backoff.succeeded(Instant::now());
                     self.said = Hush::default();
                     self.tell(|c| {
@@ -179,11 +202,13 @@ impl Sync {
                     // One poll let go early is a cloud that restarts; a cloud (or proxy) that never holds them is asked
                     // at intervals instead.
                     unheld = if held { 0 } else { unheld + 1 };
-                    match unheld {
-                        0 => {}
-                        1 => tokio::time::sleep(jittered(SHORTLY.min(self.interval))).await,
-                        _ => tokio::time::sleep(jittered(self.interval)).await,
-                    }
+                    let pause = match unheld {
+                        _ if self.may_rest() => self.rest(),
+                        0 => continue,
+                        1 => SHORTLY.min(self.interval),
+                        _ => self.interval,
+                    };
+                    self.sleep(jittered(pause)).await;
                 }
                 Err(stop) => {
                     let asked = match &stop {
@@ -196,12 +221,50 @@ impl Sync {
                     }
                     self.stopped(&stop, wait);
                     if !matches!(stop, Stop::Refused(_)) {
-                        tokio::time::sleep(wait).await;
-                    } else if Box::pin(self.until_change(wait)).await {
-                        backoff = Backoff::default();
+                        self.sleep(wait).await;
+                        continue;
+                    }
+                    let mut nudges = self.nudges.clone();
+                    tokio::select! {
+                        changed = Box::pin(self.until_change(wait)) => {
+                            if changed {
+                                backoff = Backoff::default();
+                            }
+                        }
+                        () = nudged(&mut nudges) => {}
                     }
                 }
             }
+        }
+    }
+
+    /// Takes in what was heard.
+    fn hear(&mut self) {
+        let paused = self.nudges.borrow_and_update().paused;
+        if paused != self.paused {
+            self.paused = paused;
+            tracing::info!(paused, "a person's word on updates");
+            self.publish();
+        }
+    }
+
+    /// Whether the channel would tell of anything worth a poll.
+    fn may_rest(&self) -> bool {
+        self.nudges.borrow().up && self.settled.is_some() && self.not_before.is_none()
+    }
+
+    /// How long polls rest. Where the channel speaks of another assignment than the poll brought, not for long.
+    fn rest(&self) -> Duration {
+        let hinted = self.nudges.borrow().hinted;
+        if hinted.is_none() || hinted == self.settled { self.pace.rest } else { self.interval }
+    }
+
+    /// Waits, or until something is heard.
+    async fn sleep(&self, time: Duration) {
+        let mut nudges = self.nudges.clone();
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = nudged(&mut nudges) => {}
         }
     }
 
@@ -260,8 +323,9 @@ impl Sync {
         false
     }
 
-    /// One round. Answers whether something new came or the cloud held the poll, so that asking again at once is right.
-    async fn cycle(&mut self) -> Result<bool, Stop> {
+    /// One round. Answers whether something new came or the cloud held the poll, so that asking again at once is right; `None`
+    /// where the poll was let go because something was heard.
+    async fn cycle(&mut self) -> Result<Option<bool>, Stop> {
         self.session.token().await?;
         self.tell_identity();
         let cycle = Instant::now();
@@ -272,14 +336,16 @@ impl Sync {
         let wait = self.wait_s();
         let path = format!("/device/v1/state?wait={wait}");
         let etag = self.settled.map(|hash| hash.to_string());
-        let answer = self
-            .session
-            .call(Call {
-                etag: etag.as_deref(),
-                wait: Duration::from_secs(wait),
-                ..Call::get(&path, Assignment::MAX_BYTES)
-            })
-            .await?;
+        let call = self.session.call(Call {
+            etag: etag.as_deref(),
+            wait: Duration::from_secs(wait),
+            ..Call::get(&path, Assignment::MAX_BYTES)
+        });
+        let mut nudges = self.nudges.clone();
+        let answer = tokio::select! {
+            answer = call => answer?,
+            () = nudged(&mut nudges), if wait > 0 => return Ok(None),
+        };
         self.polled = true;
         match answer.status {
             304 => {
@@ -287,7 +353,7 @@ impl Sync {
                 if self.not_before.is_none() {
                     self.tell(|c| c.refused = None);
                 }
-                return Ok(was_held(wait, began));
+                return Ok(Some(was_held(wait, began)));
             }
             204 => {
                 self.tell(|c| {
@@ -303,18 +369,19 @@ impl Sync {
                 if self.roots_walked.is_none_or(|t| t < cycle) {
                     self.walk_roots().await?;
                 }
-                return Ok(was_held(wait, began));
+                return Ok(Some(was_held(wait, began)));
             }
             _ => {}
         }
         self.take(&answer.body).await?;
-        Ok(true)
+        Ok(Some(true))
     }
 
     /// How long the cloud may hold the poll: not past what is due here, and not at all at first.
     fn wait_s(&self) -> u64 {
         let due = match (self.not_before, self.polled) {
             (_, false) => 0,
+            _ if self.may_rest() => 0,
             (Some(time), _) => time.saturating_sub(self.clock.now()).max(1),
             _ => u64::MAX,
         };
@@ -425,12 +492,13 @@ impl Sync {
             // last published stays, and at a start nothing is touched, until the cloud is heard.
             return;
         }
-        let may_install = fresh || self.condition.borrow().offline_allowed;
-        let target = resolved.into_target(may_install);
+        let may_install = (fresh || self.condition.borrow().offline_allowed) && !self.paused;
+        let target = Target { paused: self.paused, ..resolved.into_target(may_install) };
         self.targets.send_if_modified(|now| {
             let same = now.as_ref().is_some_and(|now| {
                 now.order == target.order
                     && now.may_install == target.may_install
+                    && now.paused == target.paused
                     && now.os == target.os
                     && now.agent == target.agent
                     && now.reboot_window == target.reboot_window
@@ -455,6 +523,13 @@ impl Sync {
             change(now);
             *now != before
         });
+    }
+}
+
+/// Waits until something is heard; for ever where nobody speaks any more.
+async fn nudged(nudges: &mut watch::Receiver<Nudges>) {
+    if nudges.changed().await.is_err() {
+        std::future::pending().await
     }
 }
 

@@ -1,0 +1,156 @@
+//! The same channel where no WebSocket passes: `POST /device/v1/exchange`, held by the cloud until it has something to say. What
+//! the device has to say goes in a short call of its own, meanwhile, and counts as taken when that is answered.
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use copal_protocol::{
+    channel::{self, CloudFrame, DeviceFrame, Exchange, MAX_DEPTH, MAX_FRAMES},
+    json,
+};
+use serde_json::Value;
+
+use super::{End, Line, talk};
+use crate::{
+    cloud::{Call, CloudError, random},
+    identity::{Session, SessionError},
+};
+
+/// Bytes of an answer.
+const MOST: usize = 1 << 20;
+/// Acks in one call: half of what it may hold in bytes, however large each is.
+const ACKS: usize = 2;
+/// After a call that was not held and brought nothing.
+const SHORTLY: Duration = Duration::from_secs(2);
+
+/// Talks until `until`, when it is time to try a WebSocket again.
+pub(super) async fn run(line: &mut Line, until: Instant) -> End {
+    line.talk.acks.restart();
+    let session = line.session.clone();
+    let mut up = None;
+    let mut hello = Some(line.talk.hello());
+    loop {
+        if Instant::now() >= until {
+            return End::Again;
+        }
+        let (acks, last) = line.talk.acks.take(ACKS);
+        if hello.is_some() || last.is_some() {
+            let frames = hello.take().into_iter().chain(acks.into_iter().map(DeviceFrame::Ack)).collect();
+            match say(line, &session, frames, last).await {
+                Ok(()) => up.get_or_insert_with(Instant::now),
+                Err(over) => return over.end(up),
+            };
+            continue;
+        }
+        let began = Instant::now();
+        let wait_s = line.pace.wait_s;
+        // A call of ours lets the held one go.
+        let mut spoke = false;
+        let mut held = pin!(exchange(&session, Vec::new(), wait_s));
+        let answer = loop {
+            let acks = line.talk.acks.clone();
+            tokio::select! {
+                answer = &mut held => break answer,
+                () = acks.news() => {
+                    let (acks, last) = line.talk.acks.take(ACKS);
+                    spoke |= last.is_some();
+                    let frames: Vec<DeviceFrame> = acks.into_iter().map(DeviceFrame::Ack).collect();
+                    if last.is_some() && let Err(over) = say(line, &session, frames, last).await {
+                        return over.end(up);
+                    }
+                }
+            }
+        };
+        let brought = match answer.map_err(Over::Session).and_then(|frames| take(line, frames)) {
+            Ok(brought) => brought,
+            Err(over) => return over.end(up),
+        };
+        if !brought && !spoke && began.elapsed() + SHORTLY < Duration::from_secs(wait_s) {
+            // A proxy that lets go early: no asking in a circle.
+            tokio::time::sleep(SHORTLY.mul_f64(0.5 + (random() >> 11) as f64 / (1_u64 << 54) as f64)).await;
+        }
+    }
+}
+
+enum Over {
+    Session(SessionError),
+    Bye(talk::Bye),
+}
+
+impl Over {
+    fn end(self, up: Option<Instant>) -> End {
+        let up = up.map(|since| since.elapsed());
+        match self {
+            Self::Bye(bye) => End::Bye(bye, up.unwrap_or_default()),
+            Self::Session(SessionError::Cloud(CloudError::Refused {
+                status: status @ (404 | 405), ..
+            })) => End::NotTaken(format!("the cloud knows no exchange of frames ({status})")),
+            Self::Session(error) => match up {
+                Some(up) => End::Broken(error.to_string(), up),
+                None => End::Refused(error),
+            },
+        }
+    }
+}
+
+async fn say(
+    line: &mut Line,
+    session: &Session,
+    frames: Vec<DeviceFrame>,
+    last: Option<u64>,
+) -> Result<(), Over> {
+    let now = line.unix();
+    for frame in &frames {
+        let bytes = channel::write(frame).map_or(0, |text| text.len());
+        line.meter.sent(talk::said(frame), bytes, now);
+    }
+    let answer = exchange(session, frames, 0).await.map_err(Over::Session)?;
+    last.into_iter().for_each(|last| line.talk.acks.taken(last));
+    take(line, answer).map(drop)
+}
+
+/// One call; its frames, those of a later version left aside.
+async fn exchange(
+    session: &Session,
+    frames: Vec<DeviceFrame>,
+    wait_s: u64,
+) -> Result<Vec<(CloudFrame, usize)>, SessionError> {
+    let wrong = |why: String| SessionError::Answer { what: "/device/v1/exchange", why };
+    let body = serde_json::to_vec(&Exchange { frames }).map_err(|e| wrong(e.to_string()))?;
+    let path = format!("/device/v1/exchange?wait={wait_s}");
+    let call = Call { wait: Duration::from_secs(wait_s), ..Call::post(&path, body, MOST) };
+    let answer = session.call(call).await?;
+    let read: Exchange<Value> =
+        json::from_slice(&answer.body, MAX_DEPTH + 2).map_err(|e| wrong(e.to_string()))?;
+    if read.frames.len() > MAX_FRAMES {
+        return Err(wrong(format!("{} frames at once", read.frames.len())));
+    }
+    let mut frames = Vec::new();
+    for frame in read.frames {
+        let text = frame.to_string();
+        if let Some(frame) = channel::read(text.as_bytes()).map_err(|e| wrong(e.to_string()))? {
+            frames.push((frame, text.len()));
+        }
+    }
+    Ok(frames)
+}
+
+/// Takes in what was answered; whether that was anything.
+fn take(line: &mut Line, frames: Vec<(CloudFrame, usize)>) -> Result<bool, Over> {
+    let brought = !frames.is_empty();
+    let now = line.unix();
+    for (frame, bytes) in frames {
+        line.meter.received(talk::heard(&frame), bytes, now);
+        let taken = line.talk.take(frame);
+        if let Some(bye) = taken.bye {
+            return Err(Over::Bye(bye));
+        }
+        if let Some(welcome) = taken.welcome {
+            line.welcome(&welcome);
+        }
+        // Streams need a WebSocket; the cloud knows that.
+    }
+    Ok(brought)
+}

@@ -1,0 +1,208 @@
+//! The channel to the cloud: one WebSocket, opened by the device. In: frames of the cloud. Out: hints for the synchronisation,
+//! commands for [`orders`](crate::orders), and acks on their way back.
+//!
+//! ```text
+//! cloud ──hint──▶ nudges ──▶ target::Sync polls at once
+//!       ──cmd───▶ orders ──ack──▶ acks ──▶ cloud
+//! ```
+//! 1. Once the device is enrolled, open a WebSocket ([`socket`]); where something on the way lets none through, exchange the same
+//!    frames by long poll ([`exchange`]) and try a WebSocket again every quarter of an hour.
+//! 2. While it is up, polls rest. When it ends they go on at once, and it comes back at a random moment ([`pace`]).
+//!
+//! Nothing here decides what runs, and nothing is lost with it: the truth is a poll, and commands are numbered and journalled.
+//! Never here: a port that listens; anything believed because it came this way.
+
+mod exchange;
+pub mod meter;
+pub mod pace;
+mod socket;
+mod talk;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use copal_protocol::channel::Welcome;
+use tokio::sync::{mpsc, watch};
+
+use self::{
+    meter::Meter,
+    pace::{Keepalive, Pace, Reconnect, share},
+    talk::{Bye, Talk},
+};
+use crate::{
+    apply::hush::Hush,
+    clock::Clock,
+    cloud::random,
+    identity::{Session, SessionError},
+    orders::{Acks, Received},
+    state::StateDir,
+    target::{Condition, Nudges},
+};
+
+/// Failures to connect in a row after which exchanges are tried: what resets every upgrade may let requests pass.
+const SILENT: u32 = 3;
+/// How long the first of those go on.
+const SOON: Duration = Duration::from_secs(60);
+/// At least this long between tries where only a person can change something.
+const PERSON: Duration = Duration::from_secs(30);
+
+/// What the channel works with.
+pub struct Deps {
+    /// Speaks for the device.
+    pub session: Arc<Session>,
+    /// The synchronisation's ear.
+    pub nudges: watch::Sender<Nudges>,
+    /// How it stands.
+    pub condition: watch::Receiver<Condition>,
+    /// Where commands go.
+    pub commands: mpsc::Sender<Received>,
+    /// Acks on their way out.
+    pub acks: Arc<Acks>,
+    /// Holds the byte meter.
+    pub state: Arc<StateDir>,
+    /// Wall clock, for the meter's months.
+    pub clock: Clock,
+    /// How often what.
+    pub pace: Pace,
+    /// Bytes a month; absent: as many as it takes.
+    pub max_bytes_month: Option<u64>,
+}
+
+/// How a channel, or a try of one, ended.
+enum End {
+    /// The cloud cannot be reached, or says no.
+    Refused(SessionError),
+    /// Nothing of this kind passes.
+    NotTaken(String),
+    /// It was up for so long, and broke.
+    Broken(String, Duration),
+    /// The cloud ended it, after it was up for so long.
+    Bye(Bye, Duration),
+    /// It is time to try a WebSocket again.
+    Again,
+}
+
+/// The way to the cloud, over many channels.
+struct Line {
+    session: Arc<Session>,
+    talk: Talk,
+    clock: Clock,
+    pace: Pace,
+    meter: Meter,
+    keepalive: Keepalive,
+    reconnect: Reconnect,
+    /// What the cloud asks for between pings.
+    ping: Duration,
+}
+
+impl Line {
+    fn unix(&self) -> Option<u64> {
+        (!self.clock.is_unset()).then(|| self.clock.now())
+    }
+
+    fn welcome(&mut self, welcome: &Welcome) {
+        tracing::info!(epoch = welcome.epoch, ping_s = welcome.ping_s, "the channel is up");
+        self.ping = Duration::from_secs(welcome.ping_s.max(1).into());
+        self.reconnect.set_window(Duration::from_secs(welcome.reconnect_window_s.into()));
+    }
+}
+
+/// Keeps a channel up until dropped.
+pub async fn run(deps: Deps) {
+    let Deps { session, nudges, mut condition, commands, acks, state, clock, pace, max_bytes_month } = deps;
+    // Whoever enrols it does the first poll as well.
+    if condition.wait_for(|c| c.device_id.is_some()).await.is_err() {
+        return std::future::pending().await;
+    }
+    let mut line = Line {
+        session,
+        talk: Talk { nudges, condition, commands, acks },
+        clock,
+        meter: Meter::open(state, max_bytes_month),
+        keepalive: Keepalive::new(pace.keepalive),
+        reconnect: Reconnect::new(&pace),
+        ping: pace.keepalive.1,
+        pace,
+    };
+    tokio::time::sleep(share(line.pace.first, random())).await;
+    let mut said = Hush::default();
+    // Until when frames are exchanged by long poll.
+    let mut by_exchange: Option<Instant> = None;
+    let mut silent = 0_u32;
+    // Exchanges went well until a WebSocket was to be tried again.
+    let mut exchanges_pass = false;
+    loop {
+        let end = match by_exchange {
+            None => Box::pin(socket::run(&mut line)).await,
+            Some(until) => Box::pin(exchange::run(&mut line, until)).await,
+        };
+        line.talk.down();
+        let again = line.pace.socket_again;
+        let mut least = None;
+        let mut say = |code: &str, why: &str| {
+            if let Some(times) = said.failed(code, why) {
+                tracing::info!(code, why, times, "no channel; polls go on");
+            }
+        };
+        match end {
+            End::Again => {
+                by_exchange = None;
+                exchanges_pass = true;
+                continue;
+            }
+            End::NotTaken(why) if by_exchange.is_none() => {
+                say("no_websocket", &why);
+                by_exchange = Some(Instant::now() + again);
+                continue;
+            }
+            End::NotTaken(why) => {
+                say("no_exchange", &why);
+                by_exchange = None;
+                least = Some(again);
+            }
+            End::Refused(error) => {
+                say(error.code(), &error.to_string());
+                if let SessionError::Cloud(error) = &error {
+                    least = error.retry_after();
+                }
+                if error.needs_a_person() {
+                    least = Some(least.unwrap_or_default().max(PERSON));
+                }
+                silent = if matches!(&error, SessionError::Cloud(e) if e.code() == "E_TRANSPORT") {
+                    silent + 1
+                } else {
+                    0
+                };
+                by_exchange = match by_exchange {
+                    // What lets exchanges pass resets the upgrade.
+                    None if silent > 0 && exchanges_pass => {
+                        by_exchange = Some(Instant::now() + again);
+                        continue;
+                    }
+                    // Or there is no network at all: then a WebSocket is due soon after it comes back.
+                    None if silent >= SILENT => Some(Instant::now() + again.min(SOON)),
+                    other => other.filter(|until| *until > Instant::now()),
+                };
+            }
+            End::Broken(why, up) => {
+                say("broken", &why);
+                line.reconnect.was_up(up);
+                silent = 0;
+                exchanges_pass &= by_exchange.is_some();
+            }
+            End::Bye(bye, up) => {
+                say(&bye.code, "the cloud ended the channel");
+                line.reconnect.was_up(up);
+                line.reconnect.set_window(bye.within);
+                silent = 0;
+                if bye.code == "device_revoked" {
+                    least = Some(PERSON);
+                }
+            }
+        }
+        let wait = line.reconnect.wait(least, random());
+        tokio::time::sleep(wait).await;
+    }
+}

@@ -1,0 +1,221 @@
+//! One WebSocket, from its opening to its end.
+//!
+//! 1. Upgrade a request; say hello; the welcome must come in its time.
+//! 2. Frames in go to [`Talk`]; acks go out as they come, a ping after the last: its pong shows that the cloud read them.
+//! 3. Ping when nothing was sent for long. Two pings without an answer: the other side is gone, whatever TCP says.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use copal_protocol::channel::{self, CloudFrame, DeviceFrame, MAX_MESSAGE, SUBPROTOCOL};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        Message,
+        protocol::{Role, WebSocketConfig},
+    },
+};
+
+use super::{
+    End, Line,
+    meter::{Shed, Traffic},
+    pace::{Due, Watch},
+    talk,
+};
+use crate::cloud::{NoSocket, Upgraded};
+
+const PATH: &str = "/device/v1/channel";
+/// Acks sent in one go.
+const ACKS: usize = 16;
+
+struct Socket<'a> {
+    line: &'a mut Line,
+    socket: WebSocketStream<Upgraded>,
+    watch: Watch,
+    /// When the welcome came.
+    up: Option<Instant>,
+}
+
+pub(super) async fn run(line: &mut Line) -> End {
+    let upgraded = match line.session.upgrade(PATH, SUBPROTOCOL).await {
+        Ok(upgraded) => upgraded,
+        Err(NoSocket::Failed(error)) => return End::Refused(error),
+        Err(NoSocket::NotTaken(why)) => return End::NotTaken(why),
+    };
+    // The defaults keep 256 KiB for each connection that hardly ever says anything.
+    let config = WebSocketConfig::default()
+        .read_buffer_size(1 << 10)
+        .write_buffer_size(0)
+        .max_write_buffer_size(4 * MAX_MESSAGE)
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE));
+    let socket = WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config)).await;
+    let watch = Watch::new(line.pace.welcome, line.pace.pong, Instant::now());
+    let opened = Instant::now();
+    let mut socket = Socket { line, socket, watch, up: None };
+    let why = match socket.talk(opened).await {
+        Ok(never) => match never {},
+        Err(why) => why,
+    };
+    let up = socket.up.map(|since| since.elapsed());
+    match why {
+        Over::Bye(bye) => End::Bye(bye, up.unwrap_or_default()),
+        Over::Broken(why) => match up {
+            Some(up) => {
+                if let Some(idle) = socket.watch.died_idle(Instant::now()) {
+                    socket.line.keepalive.died(idle);
+                }
+                End::Broken(why, up)
+            }
+            // Something on the way may take the upgrade and swallow what follows.
+            None => End::NotTaken(why),
+        },
+    }
+}
+
+enum Over {
+    Bye(talk::Bye),
+    Broken(String),
+}
+
+enum Never {}
+
+fn broken<T>(why: impl Into<String>) -> Result<T, Over> {
+    Err(Over::Broken(why.into()))
+}
+
+impl Socket<'_> {
+    async fn talk(&mut self, opened: Instant) -> Result<Never, Over> {
+        self.line.talk.acks.restart();
+        let hello = self.line.talk.hello();
+        self.say(&hello).await?;
+        loop {
+            let acks = self.line.talk.acks.clone();
+            tokio::select! {
+                message = self.socket.next() => match message {
+                    None => return broken("the cloud closed the connection"),
+                    Some(Err(error)) => return broken(error.to_string()),
+                    Some(Ok(message)) => self.take(message).await?,
+                },
+                () = acks.news(), if self.up.is_some() => self.send_acks().await?,
+                () = tokio::time::sleep_until(self.watch.next().into()) => {
+                    if self.up.is_none() && opened.elapsed() >= self.line.pace.welcome {
+                        return broken("no welcome came");
+                    }
+                    match self.watch.due(Instant::now()) {
+                        Due::Nothing => {}
+                        Due::Ping => self.ping(0).await?,
+                        Due::Dead => return broken("two pings were not answered"),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, message: Message) -> Result<(), Over> {
+        let now = self.line.unix();
+        if self.watch.heard(Instant::now()) {
+            self.line.keepalive.survived();
+            self.set_every();
+        }
+        let text = match message {
+            Message::Text(text) => text,
+            Message::Pong(bytes) => {
+                self.line.meter.received(Traffic::Control, bytes.len(), now);
+                if let Ok(number) = bytes.as_ref().try_into().map(u64::from_be_bytes) {
+                    self.line.talk.acks.taken(number);
+                }
+                return Ok(());
+            }
+            Message::Ping(bytes) => {
+                // The answer is written with the next read.
+                self.line.meter.received(Traffic::Control, 2 * bytes.len(), now);
+                return Ok(());
+            }
+            Message::Close(_) => return broken("the cloud closed the channel"),
+            // Data of a stream that is not open here.
+            Message::Binary(bytes) => {
+                self.line.meter.received(Traffic::Streams, bytes.len(), now);
+                return Ok(());
+            }
+            Message::Frame(_) => return Ok(()),
+        };
+        let frame = match channel::read::<CloudFrame>(text.as_bytes()) {
+            Ok(Some(frame)) => frame,
+            Ok(None) => {
+                self.line.meter.received(Traffic::Control, text.len(), now);
+                return Ok(());
+            }
+            Err(error) => return broken(format!("the cloud said what is no frame: {error}")),
+        };
+        self.line.meter.received(talk::heard(&frame), text.len(), now);
+        let taken = self.line.talk.take(frame);
+        if let Some(bye) = taken.bye {
+            return Err(Over::Bye(bye));
+        }
+        if let Some(welcome) = taken.welcome {
+            self.up.get_or_insert_with(Instant::now);
+            self.line.welcome(&welcome);
+            self.set_every();
+            self.send_acks().await?;
+        }
+        if let Some(reply) = taken.reply {
+            self.say(&reply).await?;
+        }
+        Ok(())
+    }
+
+    fn set_every(&mut self) {
+        let asked = match self.line.meter.shed() {
+            Shed::Pings => self.line.pace.keepalive.1,
+            Shed::Nothing | Shed::Telemetry => self.line.ping,
+        };
+        self.watch.set_every(self.line.keepalive.every(asked));
+    }
+
+    async fn send_acks(&mut self) -> Result<(), Over> {
+        loop {
+            let (acks, last) = self.line.talk.acks.take(ACKS);
+            let Some(last) = last else { return Ok(()) };
+            let ends = acks.iter().any(|ack| ack.state.is_final());
+            for ack in acks {
+                self.say(&DeviceFrame::Ack(ack)).await?;
+            }
+            if ends {
+                self.ping(last).await?;
+            }
+        }
+    }
+
+    async fn say(&mut self, frame: &DeviceFrame) -> Result<(), Over> {
+        let text = match channel::write(frame) {
+            Ok(text) if text.len() <= MAX_MESSAGE => text,
+            // What is said here is bounded where it is made.
+            _ => return Ok(()),
+        };
+        let now = self.line.unix();
+        self.line.meter.sent(talk::said(frame), text.len(), now);
+        self.send(Message::Text(text.into())).await?;
+        self.watch.sent(Instant::now());
+        Ok(())
+    }
+
+    /// A ping that names the last ack before it.
+    async fn ping(&mut self, acks: u64) -> Result<(), Over> {
+        let payload = if acks == 0 { Bytes::new() } else { Bytes::copy_from_slice(&acks.to_be_bytes()) };
+        let now = self.line.unix();
+        self.line.meter.sent(Traffic::Control, payload.len(), now);
+        self.send(Message::Ping(payload)).await?;
+        self.watch.pinged(Instant::now());
+        Ok(())
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), Over> {
+        match tokio::time::timeout(self.line.pace.write, self.socket.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => broken(error.to_string()),
+            Err(_) => broken("nothing can be written: nobody reads any more"),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! What is made of each frame of the cloud, the same by WebSocket and by exchange. A hint, a welcome and a command go to whoever
+//! they are for; nothing of them is believed here.
+
+use std::{sync::Arc, time::Duration};
+
+use copal_protocol::{
+    channel::{Ack, AckState, Closed, CloudFrame, DeviceFrame, Hello, Welcome},
+    ids::Sha256Hex,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use super::meter::Traffic;
+use crate::{
+    clock,
+    orders::{Acks, Received},
+    target::{Condition, Nudges},
+};
+
+/// Whom frames are for.
+pub(super) struct Talk {
+    pub(super) nudges: watch::Sender<Nudges>,
+    pub(super) condition: watch::Receiver<Condition>,
+    pub(super) commands: mpsc::Sender<Received>,
+    pub(super) acks: Arc<Acks>,
+}
+
+/// The cloud ends the channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Bye {
+    pub(super) code: String,
+    pub(super) within: Duration,
+}
+
+/// What follows from a frame.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// To say at once.
+    pub(super) reply: Option<DeviceFrame>,
+    pub(super) welcome: Option<Welcome>,
+    pub(super) bye: Option<Bye>,
+}
+
+impl Talk {
+    pub(super) fn hello(&self) -> DeviceFrame {
+        DeviceFrame::Hello(Hello {
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: clock::boot_id(),
+            uptime_s: clock::uptime_s(),
+            features: Vec::new(),
+            etag: self.condition.borrow().mark.sha256,
+        })
+    }
+
+    pub(super) fn take(&self, frame: CloudFrame) -> Taken {
+        let mut taken = Taken::default();
+        match frame {
+            CloudFrame::Welcome(welcome) => {
+                self.hint(welcome.etag, true);
+                taken.welcome = Some(welcome);
+            }
+            CloudFrame::Hint { etag } => self.hint(etag, false),
+            CloudFrame::Cmd(command) => {
+                let id = command.id;
+                if self.commands.try_send(Received { command, at: Instant::now() }).is_err() {
+                    let message = "too many commands wait on this device; ask again".to_owned();
+                    let (state, code) = (AckState::Rejected, Some("busy".to_owned()));
+                    self.acks.push(Ack { id, state, code, message, result: None });
+                }
+            }
+            CloudFrame::Open(open) => {
+                let message = "this agent opens no streams of that kind".to_owned();
+                let closed = Closed { stream: open.stream, code: "not_supported".to_owned(), message };
+                taken.reply = Some(DeviceFrame::Closed(closed));
+            }
+            CloudFrame::Bye { code, retry_within_s } => {
+                taken.bye = Some(Bye { code, within: Duration::from_secs(retry_within_s.into()) });
+            }
+            // Nothing was sent that they could speak of.
+            CloudFrame::Stored(_)
+            | CloudFrame::Closed(_)
+            | CloudFrame::Credit(_)
+            | CloudFrame::Resize { .. } => {}
+        }
+        taken
+    }
+
+    fn hint(&self, etag: Option<Sha256Hex>, welcome: bool) {
+        self.nudges.send_if_modified(|nudges| {
+            let news = nudges.hinted != etag || (welcome && !nudges.up);
+            nudges.hinted = etag;
+            nudges.up |= welcome;
+            news
+        });
+    }
+
+    /// No channel any more: polls go on at once.
+    pub(super) fn down(&self) {
+        self.nudges.send_if_modified(|nudges| std::mem::take(&mut nudges.up));
+    }
+}
+
+/// What a frame of the cloud is for.
+pub(super) fn heard(frame: &CloudFrame) -> Traffic {
+    match frame {
+        CloudFrame::Cmd(_) => Traffic::Commands,
+        CloudFrame::Stored(_) => Traffic::Events,
+        CloudFrame::Open(_) | CloudFrame::Closed(_) | CloudFrame::Credit(_) | CloudFrame::Resize { .. } => {
+            Traffic::Streams
+        }
+        CloudFrame::Welcome(_) | CloudFrame::Hint { .. } | CloudFrame::Bye { .. } => Traffic::Control,
+    }
+}
+
+/// What a frame of the device is for.
+pub(super) fn said(frame: &DeviceFrame) -> Traffic {
+    use copal_protocol::channel::Class;
+    match frame {
+        DeviceFrame::Ack(_) => Traffic::Commands,
+        DeviceFrame::Report { .. } => Traffic::Events,
+        DeviceFrame::Batch(batch) if batch.class == Class::Telemetry => Traffic::Telemetry,
+        DeviceFrame::Batch(_) => Traffic::Events,
+        DeviceFrame::Opened { .. } | DeviceFrame::Closed(_) | DeviceFrame::Credit(_) => Traffic::Streams,
+        DeviceFrame::Hello(_) => Traffic::Control,
+    }
+}

@@ -1,0 +1,289 @@
+//! Takes commands one by one, and sees to each until its end is told. Thin: [`journal`](super::journal) decides what becomes of
+//! a command, [`Hands`] do it.
+//!
+//! One task, up to [`MOST`] acts and [`READS`] questions under way. After a restart was begun no further command is taken: the
+//! next boot gets them anew from the cloud.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use copal_protocol::{
+    channel::{Ack, AckState, MAX_MESSAGE, Order, Read},
+    documents::{Act, Action},
+    envelope::Envelope,
+    ids::CommandId,
+    verify::{self, Verified},
+};
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::sync::mpsc;
+
+use super::{
+    Acks, Hands, Received,
+    journal::{Admission, End, Journal},
+    policy::Policy,
+};
+use crate::state::{StateDir, StateError};
+
+const FILE: &str = "orders";
+/// Acts under way at once; more wait in the channel.
+const MOST: usize = 8;
+/// Questions under way at once.
+const READS: usize = 2;
+/// How often, and how long apart, an end is tried to be written down.
+const TRIES: u32 = 12;
+const AGAIN: Duration = Duration::from_secs(5);
+/// Room for all of an ack but its result.
+const HEAD: usize = 8 << 10;
+
+/// Judges an envelope as an action of this device, by today's root.
+pub type Judge = Box<dyn Fn(&Envelope) -> Result<Verified<Action>, verify::Error> + Send + Sync>;
+
+/// What the desk works with.
+pub struct Deps {
+    /// Holds the journal.
+    pub state: Arc<StateDir>,
+    /// Judges actions.
+    pub judge: Judge,
+    /// Do them.
+    pub hands: Arc<dyn Hands>,
+    /// The policy file.
+    pub policy: PathBuf,
+    /// The way out.
+    pub acks: Arc<Acks>,
+    /// The kernel's id of this boot.
+    pub boot_id: String,
+    /// Unix seconds now: a lost journal takes everything from before this as done.
+    pub now: u64,
+}
+
+/// What ended.
+struct Ended {
+    id: CommandId,
+    end: End,
+    /// A question, which no journal knows.
+    read: bool,
+    /// How often it could not be written down.
+    tries: u32,
+}
+
+struct Desk {
+    deps: Deps,
+    journal: Journal,
+    under_way: FuturesUnordered<BoxFuture<'static, Ended>>,
+    reads: Vec<CommandId>,
+    /// A restart of the device that is under way.
+    rebooting: Option<CommandId>,
+}
+
+/// Runs until dropped. First it finishes what was under way when the agent last ended.
+pub async fn run(deps: Deps, mut commands: mpsc::Receiver<Received>) {
+    let journal = match deps.state.load::<Journal>(FILE) {
+        Ok(journal) => journal.unwrap_or_default(),
+        Err(error @ (StateError::Lost { .. } | StateError::Content { .. })) => {
+            tracing::error!(%error, "what was done of commands is lost; none from before now is done any more");
+            Journal::after_loss(deps.now)
+        }
+        Err(error) => {
+            tracing::error!(%error, "commands cannot be written down, so none is done until the agent starts again");
+            return refuse_all(&deps.acks, commands, &error).await;
+        }
+    };
+    let mut desk =
+        Desk { deps, journal, under_way: FuturesUnordered::new(), reads: Vec::new(), rebooting: None };
+    desk.recover();
+    loop {
+        let room = desk.rebooting.is_none() && desk.under_way.len() < MOST + READS;
+        tokio::select! {
+            Some(ended) = desk.under_way.next(), if !desk.under_way.is_empty() => desk.end(ended),
+            received = commands.recv(), if room => match received {
+                Some(received) => desk.take(received),
+                // Nobody can tell anything any more; what is under way goes on.
+                None if desk.under_way.is_empty() => return std::future::pending().await,
+                None => while let Some(ended) = desk.under_way.next().await {
+                    desk.end(ended);
+                },
+            },
+        }
+    }
+}
+
+async fn refuse_all(acks: &Acks, mut commands: mpsc::Receiver<Received>, error: &StateError) {
+    while let Some(Received { command, .. }) = commands.recv().await {
+        acks.push(End::not(AckState::Rejected, error.code(), error.to_string()).ack(command.id));
+    }
+    std::future::pending().await
+}
+
+impl Desk {
+    fn recover(&mut self) {
+        let before = self.journal.clone();
+        let again = self.journal.recover(&self.deps.boot_id);
+        if self.journal != before
+            && let Err(error) = self.save()
+        {
+            tracing::warn!(%error, "how commands ended cannot be written down; it is found out again after a restart");
+        }
+        self.journal.untold().into_iter().for_each(|ack| self.deps.acks.push(ack));
+        for (id, act) in again {
+            tracing::info!(%id, verb = act.verb(), "goes on with what a restart of the agent cut short");
+            self.begin(id, act);
+        }
+    }
+
+    fn take(&mut self, Received { command, at }: Received) {
+        let age = u64::from(command.age_s) + at.elapsed().as_secs();
+        match command.order {
+            Order::Read(read) => self.read(command.id, read, age),
+            Order::Action(envelope) => {
+                if let Err(end) = self.act(command.id, &envelope, age) {
+                    let code = end.code.as_deref().unwrap_or_default();
+                    tracing::warn!(id = %command.id, code, "a command is not done: {}", end.message);
+                    self.deps.acks.push(end.ack(command.id));
+                }
+            }
+        }
+    }
+
+    /// Begins an action, or says why not.
+    fn act(&mut self, id: CommandId, envelope: &Envelope, age: u64) -> Result<(), End> {
+        let rejected = |code: &str, message: String| End::not(AckState::Rejected, code, message);
+        // Nothing of a forged one is remembered: it must not push out what was real.
+        let action = (self.deps.judge)(envelope).map_err(|e| rejected(e.code.as_str(), e.detail))?;
+        if action.id != id {
+            return Err(rejected(
+                "E_PAYLOAD",
+                format!("command {id} carries an action called {}", action.id),
+            ));
+        }
+        self.deps.acks.told().into_iter().for_each(|id| self.journal.told(id));
+        match self.journal.admit(id, action.seq) {
+            Admission::New => {}
+            Admission::Ended(end) => return Err(end),
+            Admission::UnderWay => {
+                self.say(id, AckState::Running);
+                return Ok(());
+            }
+            Admission::Old => {
+                let message = format!("number {} is from before what this device remembers", action.seq);
+                return Err(rejected("action_old", message));
+            }
+            Admission::Full => {
+                return Err(rejected("busy", "too many commands are not told yet; ask again".to_owned()));
+            }
+        }
+        let refused = if age > u64::from(action.ttl_s) {
+            let message = format!("{age} s old, and good for {} s", action.ttl_s);
+            Some(End::not(AckState::Expired, "expired", message))
+        } else {
+            let allowed = Policy::load(&self.deps.policy).check(action.act.verb());
+            allowed.err().map(|why| rejected("policy_local", why))
+        };
+        let before = self.journal.clone();
+        self.journal.note(id, action.seq, action.act.clone(), &self.deps.boot_id, refused.clone());
+        if let Err(error) = self.save() {
+            self.journal = before;
+            return Err(rejected(
+                error.code(),
+                format!("it cannot be written down, so it is not begun: {error}"),
+            ));
+        }
+        if let Some(end) = refused {
+            return Err(end);
+        }
+        tracing::info!(%id, verb = action.act.verb(), "told to");
+        self.say(id, AckState::Accepted);
+        self.begin(id, action.act.clone());
+        Ok(())
+    }
+
+    fn begin(&mut self, id: CommandId, act: Act) {
+        self.say(id, AckState::Running);
+        if matches!(act, Act::Reboot {}) {
+            self.rebooting = Some(id);
+        }
+        let hands = self.deps.hands.clone();
+        self.under_way.push(Box::pin(async move {
+            let end = match hands.act(act).await {
+                Ok(message) => End::done(message),
+                Err(why) if why.code == "not_supported" => {
+                    End::not(AckState::Rejected, &why.code, why.message)
+                }
+                Err(why) => End::not(AckState::Failed, &why.code, why.message),
+            };
+            Ended { id, end, read: false, tries: 0 }
+        }));
+    }
+
+    fn read(&mut self, id: CommandId, read: Read, age: u64) {
+        if self.reads.contains(&id) {
+            return self.say(id, AckState::Running);
+        }
+        let refused = if age > u64::from(read.ttl_s) {
+            Some(End::not(
+                AckState::Expired,
+                "expired",
+                format!("{age} s old, and good for {} s", read.ttl_s),
+            ))
+        } else if self.reads.len() >= READS {
+            let message = "other questions are being answered; ask again";
+            Some(End::not(AckState::Rejected, "busy", message))
+        } else {
+            None
+        };
+        if let Some(end) = refused {
+            return self.deps.acks.push(end.ack(id));
+        }
+        self.say(id, AckState::Running);
+        self.reads.push(id);
+        let hands = self.deps.hands.clone();
+        self.under_way.push(Box::pin(async move {
+            let end = match hands.answer(read.what).await {
+                Ok(result) => End { result: Some(result), ..End::done("") },
+                Err(why) if why.code == "not_supported" => {
+                    End::not(AckState::Rejected, &why.code, why.message)
+                }
+                Err(why) => End::not(AckState::Failed, &why.code, why.message),
+            };
+            Ended { id, end, read: true, tries: 0 }
+        }));
+    }
+
+    fn end(&mut self, Ended { id, end, read, tries }: Ended) {
+        if read {
+            self.reads.retain(|of| *of != id);
+            let bytes = end.result.as_ref().map_or(0, |result| result.to_string().len());
+            let end = if bytes > MAX_MESSAGE - HEAD {
+                let message = format!("the answer has {bytes} bytes, which no message holds: ask for less");
+                End::not(AckState::Failed, "result_too_large", message)
+            } else {
+                end
+            };
+            return self.deps.acks.push(end.ack(id));
+        }
+        // A restart that got here did not come about.
+        self.rebooting.take_if(|of| *of == id);
+        self.deps.acks.told().into_iter().for_each(|id| self.journal.told(id));
+        self.journal.end(id, end.clone());
+        if let Err(error) = self.save() {
+            if tries < TRIES {
+                // Told before it is written down, it would be told otherwise after a crash.
+                let again = async move {
+                    tokio::time::sleep(AGAIN).await;
+                    Ended { id, end, read, tries: tries + 1 }
+                };
+                return self.under_way.push(Box::pin(again));
+            }
+            tracing::warn!(%id, %error, "that a command ended cannot be written down; it is told all the same");
+        }
+        let code = end.code.as_deref().unwrap_or("done");
+        tracing::info!(%id, code, message = end.message, "a command ended");
+        self.deps.acks.push(end.ack(id));
+    }
+
+    fn say(&self, id: CommandId, state: AckState) {
+        self.deps.acks.push(Ack { id, state, code: None, message: String::new(), result: None });
+    }
+
+    fn save(&self) -> Result<(), StateError> {
+        self.deps.state.save(FILE, &self.journal).map(drop)
+    }
+}

@@ -1,0 +1,144 @@
+//! Does what was decided: through the supervisor, the synchronisation, the kernel. Thin.
+
+use std::{path::PathBuf, process::Command, sync::Arc, time::Duration};
+
+use copal_protocol::{
+    channel::Question,
+    documents::{Act, Reason},
+};
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{blink, pause::Pause};
+use crate::{
+    apply::status::reason,
+    diagnostics,
+    supervisor::asks::{Ask, Asked},
+    target::Nudges,
+};
+
+/// What was said last before a restart gets this long to leave.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// A restart that does not come within this failed.
+const REBOOT: Duration = Duration::from_secs(120);
+
+/// Whoever does things.
+pub trait Hands: Send + Sync {
+    /// Does it; a sentence for people where it came about.
+    fn act(&self, act: Act) -> BoxFuture<'static, Result<String, Reason>>;
+    /// Answers; code `not_supported` where this agent cannot.
+    fn answer(&self, question: Question) -> BoxFuture<'static, Result<Value, Reason>>;
+}
+
+/// The real ones.
+pub struct RealHands {
+    /// The supervisor's ear.
+    pub asks: mpsc::Sender<Asked>,
+    /// The pause of updates.
+    pub pause: Arc<Pause>,
+    /// The synchronisation's ear.
+    pub nudges: watch::Sender<Nudges>,
+    /// The command that restarts the device.
+    pub reboot: Vec<String>,
+    /// The kernel's lights.
+    pub leds: PathBuf,
+    /// What health checks look at.
+    pub checks: Arc<diagnostics::Deps>,
+}
+
+impl RealHands {
+    /// Hands over this kernel's lights.
+    #[must_use]
+    pub fn new(
+        asks: mpsc::Sender<Asked>,
+        pause: Arc<Pause>,
+        nudges: watch::Sender<Nudges>,
+        reboot: Vec<String>,
+        checks: Arc<diagnostics::Deps>,
+    ) -> Self {
+        Self { asks, pause, nudges, reboot, leds: PathBuf::from(blink::LEDS), checks }
+    }
+
+    fn ask(&self, what: Ask) -> BoxFuture<'static, Result<String, Reason>> {
+        let asks = self.asks.clone();
+        Box::pin(async move {
+            let away = || reason("interrupted", "the supervisor went away in the middle of it");
+            let (answer, heard) = oneshot::channel();
+            asks.send(Asked { what, answer }).await.map_err(|_| away())?;
+            heard.await.map_err(|_| away())?
+        })
+    }
+}
+
+impl Hands for RealHands {
+    fn act(&self, act: Act) -> BoxFuture<'static, Result<String, Reason>> {
+        match act {
+            Act::RestartService { service } => self.ask(Ask::Restart(service)),
+            Act::StopService { service } => self.ask(Ask::Stop(service)),
+            Act::StartService { service } => self.ask(Ask::Start(service)),
+            Act::PurgeData { volume } => self.ask(Ask::Purge(volume)),
+            Act::PauseUpdates { for_s } => {
+                let paused = self.pause.pause(for_s).map_err(|e| reason(e.code(), e.to_string()));
+                let until = for_s.map_or_else(|| "until resumed".to_owned(), |s| format!("for {s} s"));
+                ready(paused.map(|()| format!("updates are paused {until}")))
+            }
+            Act::ResumeUpdates {} => {
+                let resumed = self.pause.resume().map_err(|e| reason(e.code(), e.to_string()));
+                ready(resumed.map(|()| "updates go on".to_owned()))
+            }
+            Act::CheckUpdate {} => {
+                self.nudges.send_modify(|nudges| nudges.asked += 1);
+                ready(Ok("the cloud is asked for something new".to_owned()))
+            }
+            Act::Reboot {} => Box::pin(reboot(self.reboot.clone())),
+            Act::Blink { for_s } => match blink::find(&self.leds) {
+                None => ready(Err(reason("no_led", "this device has no light that the kernel knows"))),
+                Some(led) => Box::pin(async move {
+                    let name = led.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    match blink::blink(&led, Duration::from_secs(for_s.into())).await {
+                        Ok(()) => Ok(format!("{name} blinked for {for_s} s")),
+                        Err(e) => Err(reason("no_led", format!("{name} cannot be made to blink: {e}"))),
+                    }
+                }),
+            },
+        }
+    }
+
+    fn answer(&self, question: Question) -> BoxFuture<'static, Result<Value, Reason>> {
+        match question {
+            Question::Probes { names } => {
+                let checks = self.checks.clone();
+                Box::pin(async move {
+                    let found = diagnostics::diagnose(&checks, &names)
+                        .await
+                        .map_err(|e| reason("probe_unknown", e.to_string()))?;
+                    serde_json::to_value(found).map_err(|e| reason("result_too_large", e.to_string()))
+                })
+            }
+        }
+    }
+}
+
+fn ready<T: Send + 'static>(value: T) -> BoxFuture<'static, T> {
+    Box::pin(std::future::ready(value))
+}
+
+/// Returns only where the restart did not happen.
+async fn reboot(command: Vec<String>) -> Result<String, Reason> {
+    let failed =
+        |why: String| reason("os_reboot", format!("cannot restart the device by {command:?}: {why}"));
+    let (program, arguments) = command.split_first().ok_or_else(|| failed("no command is set".to_owned()))?;
+    tokio::time::sleep(FAREWELL).await;
+    tracing::warn!("the device restarts because a person asked");
+    let (program, arguments) = (program.clone(), arguments.to_vec());
+    let ran = tokio::task::spawn_blocking(move || Command::new(program).args(arguments).status()).await;
+    match ran {
+        Err(e) => return Err(failed(e.to_string())),
+        Ok(Err(e)) => return Err(failed(e.to_string())),
+        Ok(Ok(status)) if !status.success() => return Err(failed(status.to_string())),
+        Ok(Ok(_)) => {}
+    }
+    tokio::time::sleep(REBOOT).await;
+    Err(reason("os_reboot", "the device was told to restart and did not: restart it by hand"))
+}
