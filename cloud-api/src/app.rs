@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     auth, blobs, build,
     bus::{Bus, LocalBus},
+    channel,
     config::Config,
     devices, git,
     keys::ServerKeys,
@@ -41,6 +42,8 @@ pub struct Inner {
     pub auth: auth::Memory,
     /// Devices: where each stands, who is logged in.
     pub devices: devices::Memory,
+    /// Channels of devices: whose is open.
+    pub channels: Arc<channel::Memory>,
     /// The newest root of each fleet.
     pub roots: fleets::Roots,
     /// Keeps writers of blobs and their collector apart.
@@ -77,6 +80,7 @@ pub async fn open(config: Config) -> anyhow::Result<App> {
         bus: Arc::new(LocalBus::default()),
         auth: auth::Memory::default(),
         devices,
+        channels: Arc::default(),
         roots: fleets::Roots::default(),
         blob_gate: blobs::Gate::default(),
         builds: build::Queue::default(),

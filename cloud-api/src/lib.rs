@@ -20,6 +20,8 @@
 //! | [`variables`] | variables and secrets |
 //! | [`assignments`] | what each device should run, signed |
 //! | [`devices`] | what devices ask and report |
+//! | [`channel`] | what reaches devices at once, and which of them are connected |
+//! | [`commands`] | what people ask of one device, and what came of it |
 //! | [`dashboard`] | pages |
 //! | [`backup`] | back-up and restore |
 //! | [`bus`] | hints between rooms and replicas |
@@ -37,7 +39,9 @@ pub mod backup;
 pub mod blobs;
 pub mod build;
 pub mod bus;
+pub mod channel;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod dashboard;
 pub mod devices;

@@ -93,7 +93,8 @@ pub struct DeviceEvent {
     pub id: u64,
     /// Unix seconds.
     pub at: u64,
-    /// `reason`, `committed`, `os`, `lock`, `root`, `agent`, `presence`, `held_back`, `clone`, `enrolled` or `state`.
+    /// `reason`, `committed`, `os`, `lock`, `root`, `agent`, `presence`, `held_back`, `clone`, `enrolled`, `state` or
+    /// `command`.
     pub kind: String,
     /// Stable within its kind.
     pub code: String,

@@ -77,6 +77,10 @@ async fn gauges(app: &App) -> Result<()> {
     }
     let online = app.devices.online(app::now());
     gauge!("copal_devices_online").set(float(i64::try_from(online).unwrap_or(i64::MAX)));
+    let (sockets, exchanges) = app.channels.count();
+    for (by, count) in [("websocket", sockets), ("exchange", exchanges)] {
+        gauge!("copal_channels", "by" => by).set(float(i64::try_from(count).unwrap_or(i64::MAX)));
+    }
     let updating: Vec<(String, i64)> = sqlx::query_as(
         "SELECT 'os', COUNT(*) FROM devices d JOIN assignments a ON a.device_id = d.device_id
             WHERE d.state = 'accepted' AND a.os_id IS NOT NULL AND a.os_id IS DISTINCT FROM d.running_os
@@ -92,6 +96,7 @@ async fn gauges(app: &App) -> Result<()> {
     let tables = [
         ("copal_host_releases", "SELECT COUNT(*) FROM releases WHERE line <> 'app'"),
         ("copal_uploads", "SELECT COUNT(*) FROM uploads"),
+        ("copal_commands_open", "SELECT COUNT(*) FROM commands WHERE ended_at IS NULL"),
         ("copal_fleets", "SELECT COUNT(*) FROM fleets"),
         ("copal_releases", "SELECT COUNT(*) FROM releases WHERE line = 'app'"),
         ("copal_builds_queued", "SELECT COUNT(*) FROM builds WHERE status = 'queued'"),

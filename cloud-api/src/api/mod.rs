@@ -6,6 +6,7 @@
 
 pub mod audit;
 pub mod builds;
+pub mod commands;
 pub mod deploy;
 pub(crate) mod device_filter;
 pub mod device_views;
@@ -53,6 +54,7 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(roots::router())
         .merge(enrolment_tokens::router())
         .merge(devices::router())
+        .merge(commands::router())
         .merge(releases::router())
         .merge(deploy::router())
         .merge(variables::router())

@@ -31,6 +31,15 @@ pub enum Event {
         /// The build.
         id: String,
     },
+    /// A command came, moved on or ended.
+    Command {
+        /// Its fleet.
+        fleet_id: String,
+        /// The device it is for.
+        device_id: String,
+        /// The command.
+        id: String,
+    },
     /// A fleet's own settings or root.
     Fleet {
         /// The fleet.
@@ -48,6 +57,7 @@ impl Event {
             Self::Device { fleet_id, .. }
             | Self::Release { fleet_id, .. }
             | Self::Build { fleet_id, .. }
+            | Self::Command { fleet_id, .. }
             | Self::Fleet { fleet_id, .. } => fleet_id,
         }
     }

@@ -21,21 +21,21 @@ const ADDRESSES: usize = 20_000;
 
 /// A rate.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rate {
-    burst: f64,
-    per_second: f64,
+pub(crate) struct Rate {
+    pub(crate) burst: f64,
+    pub(crate) per_second: f64,
 }
 
 /// What was used of a rate.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     used: f64,
     at: Option<Instant>,
 }
 
 impl Bucket {
     /// Takes one, where there is one.
-    pub(super) fn take(&mut self, rate: Rate, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, rate: Rate, now: Instant) -> bool {
         self.drain(rate, now);
         if self.used + 1.0 > rate.burst {
             return false;

@@ -65,10 +65,14 @@ pub(crate) struct Entry {
     facts: Mutex<Facts>,
     /// Keys of its sessions, oldest first.
     sessions: Mutex<Vec<[u8; 32]>>,
-    /// Wakes held polls: the assignment or the state changed.
-    pub(super) changed: Notify,
+    /// Wakes held polls and channels: the assignment or the state changed, or there is a command.
+    pub(crate) changed: Notify,
     /// Unix seconds; 0 before the first contact.
     last_seen: AtomicU64,
+    /// Unix seconds until which its channel counts as open; 0 where there is none.
+    lease: AtomicU64,
+    /// How often all of its sessions were ended: what began under one of them ends, too.
+    cuts: AtomicU32,
     flushed: AtomicU64,
     held: AtomicU32,
     online: AtomicBool,
@@ -95,6 +99,8 @@ impl Entry {
             sessions: Mutex::default(),
             changed: Notify::new(),
             last_seen: AtomicU64::new(seen),
+            lease: AtomicU64::new(0),
+            cuts: AtomicU32::new(0),
             flushed: AtomicU64::new(seen),
             held: AtomicU32::new(0),
             online: AtomicBool::new(false),
@@ -120,9 +126,29 @@ impl Entry {
         self.last_seen.load(Relaxed)
     }
 
-    /// Whether it holds a poll or was heard of late. One that is not let in is not online, however lately it called.
+    /// What the state route would serve.
+    pub(crate) fn etag(&self) -> Option<Sha256Hex> {
+        self.facts().mark.map(|mark| mark.sha256)
+    }
+
+    /// Until when its channel counts as open, Unix seconds; 0: it is closed.
+    pub(crate) fn set_lease(&self, until: u64) {
+        self.lease.store(until, Relaxed);
+    }
+
+    /// Whether what began after so many cuts (see [`Memory::speaker`]) may go on.
+    pub(crate) fn may_speak(&self, cuts: u32) -> Result<()> {
+        refuse_unless_accepted(self.facts().state)?;
+        if self.cuts.load(Relaxed) == cuts {
+            return Ok(());
+        }
+        Err(Problem::unauthorized("token_invalid", "The device's sessions were ended: log in again."))
+    }
+
+    /// Whether it holds a poll or a channel, or was heard of late. One that is not let in is not online, however lately it called.
     pub(crate) fn is_online(&self, now: u64) -> bool {
         let heard = self.held.load(Relaxed) > 0
+            || now < self.lease.load(Relaxed)
             || (self.last_seen() > 0 && now.saturating_sub(self.last_seen()) < ONLINE_S);
         heard && refuse_unless_accepted(self.facts().state).is_ok()
     }
@@ -199,6 +225,14 @@ impl Memory {
         Ok(entry)
     }
 
+    /// As [`Self::session`], for what goes on after the request: with how often the device was cut until now, see
+    /// [`Entry::may_speak`].
+    pub(crate) fn speaker(&self, headers: &HeaderMap) -> Result<(Arc<Entry>, u32)> {
+        let cuts = self.session(headers)?.cuts.load(Relaxed);
+        // Looked at again: the sessions may have ended before that was counted.
+        Ok((self.session(headers)?, cuts))
+    }
+
     /// Opens a session and answers its token.
     pub(super) fn open(&self, entry: &Arc<Entry>) -> Result<String> {
         let mut token = [0; 32];
@@ -215,7 +249,7 @@ impl Memory {
         Ok(URL_SAFE_NO_PAD.encode(token))
     }
 
-    /// Ends every session of a device; held polls end too.
+    /// Ends every session of a device; held polls and its channel end too.
     pub(crate) fn cut(&self, device: DeviceId) {
         let Some(entry) = self.get(device) else { return };
         let mut sessions = write(&self.sessions);
@@ -223,6 +257,7 @@ impl Memory {
             sessions.remove(&key);
         }
         drop(sessions);
+        entry.cuts.fetch_add(1, Relaxed);
         entry.changed.notify_waiters();
     }
 
@@ -243,15 +278,16 @@ impl Memory {
 
     /// A fleet was deleted, and its devices with it.
     pub fn forget_fleet(&self, fleet: FleetId) {
-        write(&self.devices).retain(|_, entry| entry.fleet_id != fleet);
-        write(&self.sessions).retain(|_, session| {
-            let stays = session.entry.fleet_id != fleet;
+        // A channel outlives the session it was opened under, so it is the devices that are told, not the sessions.
+        write(&self.devices).retain(|_, entry| {
+            let stays = entry.fleet_id != fleet;
             if !stays {
-                session.entry.facts().state = DeviceState::Revoked;
-                session.entry.changed.notify_waiters();
+                entry.facts().state = DeviceState::Revoked;
+                entry.changed.notify_waiters();
             }
             stays
         });
+        write(&self.sessions).retain(|_, session| session.entry.fleet_id != fleet);
     }
 
     /// A device's state was changed in the database.
@@ -311,7 +347,7 @@ impl Memory {
 }
 
 /// Refuses a device that is not (or no longer) in.
-pub(super) fn refuse_unless_accepted(state: DeviceState) -> Result<()> {
+pub(crate) fn refuse_unless_accepted(state: DeviceState) -> Result<()> {
     match state {
         DeviceState::Accepted | DeviceState::Preauthorised => Ok(()),
         DeviceState::Pending => Err(Problem::forbidden(

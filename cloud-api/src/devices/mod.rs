@@ -20,11 +20,11 @@ pub(crate) mod advice;
 mod challenge;
 pub(crate) mod documents;
 mod enrol;
-mod limit;
+pub(crate) mod limit;
 mod login;
 pub mod memory;
 mod presence;
-mod report;
+pub(crate) mod report;
 pub(crate) mod rows;
 pub(crate) mod select;
 pub(crate) mod standing;
@@ -49,6 +49,7 @@ use serde::de::DeserializeOwned;
 pub(crate) use enrol::clean_name;
 pub use enrol::token_place;
 pub use memory::Memory;
+pub(crate) use presence::heard;
 pub use presence::run;
 
 use crate::{

@@ -14,7 +14,7 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(10);
 
 /// A device was heard.
-pub(super) fn heard(app: &App, entry: &Arc<Entry>) {
+pub(crate) fn heard(app: &App, entry: &Arc<Entry>) {
     if entry.touch(app::now()) {
         app.bus
             .publish(Event::Device { fleet_id: entry.fleet_id.to_string(), id: entry.device_id.to_string() });

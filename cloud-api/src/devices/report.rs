@@ -31,6 +31,12 @@ const TEXT: usize = 2_000;
 pub(super) async fn report(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Result<StatusCode> {
     let entry = app.devices.session(&headers)?;
     presence::heard(&app, &entry);
+    accept(&app, &entry, &body).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Takes a report of a device that may speak, whichever way it came.
+pub(crate) async fn accept(app: &App, entry: &super::memory::Entry, body: &[u8]) -> Result<()> {
     if !entry.facts().reports.take(limit::REPORTS, Instant::now()) {
         return Err(Problem::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -47,15 +53,15 @@ pub(super) async fn report(State(app): State<App>, headers: HeaderMap, body: Byt
         ));
     }
     let refused = |e: verify::Error| Problem::invalid(e.code.as_str(), e.detail);
-    let envelope = Envelope::parse::<Report>(&body).map_err(refused)?;
-    let row = rows::by_id(&app, entry.device_id).await?.ok_or_else(|| Problem::not_found("device"))?;
+    let envelope = Envelope::parse::<Report>(body).map_err(refused)?;
+    let row = rows::by_id(app, entry.device_id).await?.ok_or_else(|| Problem::not_found("device"))?;
     let report = verify::signed_by::<Report>(&row.key()?, entry.fleet_id, &envelope).map_err(refused)?;
     if report.device_id != entry.device_id {
         return Err(Problem::invalid("E_DEVICE_MISMATCH", "The report is another device's."));
     }
-    take(&app, &entry, &report, &body).await?;
+    take(app, entry, &report, body).await?;
     app.bus.publish(Event::Device { fleet_id: row.fleet_id, id: row.device_id });
-    Ok(StatusCode::NO_CONTENT)
+    Ok(())
 }
 
 async fn take(app: &App, entry: &super::memory::Entry, report: &Report, body: &[u8]) -> Result<()> {

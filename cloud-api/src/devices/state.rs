@@ -115,7 +115,8 @@ fn matches_etag(value: &HeaderValue, etag: &HeaderValue) -> bool {
         })
 }
 
-fn wait(query: Option<&str>) -> Result<u64> {
+/// How long an answer may be held, seconds, by `wait` of the query.
+pub(crate) fn wait(query: Option<&str>) -> Result<u64> {
     let bad = || {
         Problem::bad_request("wait_invalid", format!("`wait` is a whole number of seconds, 0 to {MAX_WAIT}."))
     };

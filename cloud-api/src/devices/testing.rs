@@ -239,6 +239,16 @@ impl Device {
 
     /// Reports that it runs what it was given, or why not.
     pub(crate) async fn report(&mut self, fleet: &Fleet, change: impl FnOnce(&mut Report)) -> Answer {
+        let envelope = self.signed_report(fleet, change).await;
+        self.post(fleet, "/device/v1/report", envelope.to_bytes()).await
+    }
+
+    /// A report, signed and not sent.
+    pub(crate) async fn signed_report(
+        &mut self,
+        fleet: &Fleet,
+        change: impl FnOnce(&mut Report),
+    ) -> Envelope {
         self.counter += 1;
         let assignment = self.assignment(fleet, &AssignmentMark::default()).await;
         let mut report = Report {
@@ -267,8 +277,7 @@ impl Device {
             ext: None,
         };
         change(&mut report);
-        let bytes = sign(&report, &[self.forger.as_ref().unwrap_or(&self.key)]).to_bytes();
-        self.post(fleet, "/device/v1/report", bytes).await
+        sign(&report, &[self.forger.as_ref().unwrap_or(&self.key)])
     }
 
     pub(crate) async fn post(&self, fleet: &Fleet, path: &str, bytes: Vec<u8>) -> Answer {

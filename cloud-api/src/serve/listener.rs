@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
@@ -138,8 +138,15 @@ pub(super) fn capacity() -> usize {
     usize::try_from(room).unwrap_or(64)
 }
 
+/// A connection's place among those there may be. A request carries it, so that a channel that outlives its request goes
+/// on holding it: it is a file that is open.
+#[derive(Debug, Clone)]
+pub(crate) struct Admission {
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
 /// Serves until `stopping`, then lets what runs finish.
-pub(super) async fn run(
+pub(crate) async fn run(
     listener: TcpListener,
     terminator: Option<Terminator>,
     router: Router,
@@ -177,13 +184,13 @@ pub(super) async fn run(
             (terminator.clone(), router.clone(), silent.clone(), stopping.clone(), abort.clone());
         tasks.spawn(async move {
             let seat = Seat::take(&silent);
+            let admission = Admission { _permit: Arc::new(permit) };
             tokio::select! {
-                () = connection(tcp, peer, terminator, router, seat.clone(), stopping) => {}
+                () = connection(tcp, peer, terminator, router, seat.clone(), admission, stopping) => {}
                 () = seat.evicted.cancelled() => {}
                 () = abort.cancelled() => {}
             }
             seat.busy();
-            drop(permit);
         });
     }
     drop(listener);
@@ -201,13 +208,14 @@ async fn connection(
     terminator: Option<Terminator>,
     router: Router,
     seat: Arc<Seat>,
+    admission: Admission,
     stopping: CancellationToken,
 ) {
     let _ = tcp.set_nodelay(true);
     match terminator {
-        None => http(tcp, peer, router, seat, stopping).await,
+        None => http(tcp, peer, router, seat, admission, stopping).await,
         Some(terminator) => match terminator.accept(tcp).await {
-            Ok(Some(tls)) => http(tls, peer, router, seat, stopping).await,
+            Ok(Some(tls)) => http(tls, peer, router, seat, admission, stopping).await,
             Ok(None) => {}
             Err(error) => tracing::debug!(%peer, %error, "handshake"),
         },
@@ -219,12 +227,14 @@ async fn http(
     peer: SocketAddr,
     router: Router,
     seat: Arc<Seat>,
+    admission: Admission,
     stopping: CancellationToken,
 ) {
     let service = service_fn(|request: Request<Incoming>| {
         seat.busy();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(admission.clone());
         let (router, seat) = (router.clone(), seat.clone());
         async move {
             let response = router.oneshot(request).await?;

@@ -11,6 +11,9 @@ mod run;
 mod tests;
 
 pub use control::ask;
+pub(crate) use listener::Admission;
+#[cfg(test)]
+pub(crate) use listener::run as listen;
 pub use run::{lock, run};
 
 use axum::{Router, routing::get};
@@ -18,7 +21,7 @@ use axum::{Router, routing::get};
 use crate::{
     api::{self, health, metrics, openapi},
     app::App,
-    dashboard, devices,
+    channel, dashboard, devices,
     error::Problem,
     git, registry,
 };
@@ -29,6 +32,7 @@ pub fn router(app: App) -> Router {
     metrics::install();
     let rooms = Router::new()
         .merge(devices::router())
+        .merge(channel::router())
         .nest("/api/v1", Router::from(api::router()))
         .route("/api/v1/openapi.json", get(openapi::serve))
         .merge(registry::router())

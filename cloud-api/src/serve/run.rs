@@ -14,7 +14,7 @@ use super::{control, listener};
 use crate::{
     api::setup,
     app::{self, App},
-    blobs, build, devices,
+    blobs, build, commands, devices,
     settings::{self, Checked},
     tls::Terminator,
 };
@@ -69,6 +69,8 @@ pub async fn run(checked: Checked) -> anyhow::Result<()> {
     let presence = start_rooms(&app).await?;
 
     let capacity = listener::capacity();
+    // A quarter stays for polls, people and pushes, however many devices there are.
+    app.channels.allow(capacity / 4 * 3);
     let router = super::router(app.clone());
     let server =
         tokio::spawn(listener::run(listen, terminator.clone(), router, app.stopping.clone(), capacity));
@@ -90,6 +92,7 @@ pub async fn run(checked: Checked) -> anyhow::Result<()> {
     tracing::info!(signal = asked, "stopping");
     app.stopping.cancel();
     let _ = fs::remove_file(&told);
+    app.channels.farewell().await;
     server.await.context("the listener")?;
     presence.await.context("writing down which devices were seen")?;
     app.db.close().await;
@@ -120,6 +123,7 @@ async fn start_rooms(app: &App) -> anyhow::Result<JoinHandle<()>> {
     blobs::prepare(app).context("emptying the folder of uploads")?;
     build::reconcile(app).await?;
     tokio::spawn(collect(app.clone()));
+    tokio::spawn(commands::run(app.clone()));
     // Writes down once more what it knows when the cloud stops, so its end is waited for.
     Ok(tokio::spawn(devices::run(app.clone())))
 }

@@ -21,6 +21,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../../migrations/0001_start.sql")),
     (2, "host", include_str!("../../migrations/0002_host.sql")),
     (3, "withdraw", include_str!("../../migrations/0003_withdraw.sql")),
+    (4, "commands", include_str!("../../migrations/0004_commands.sql")),
     (5, "filter_audit", include_str!("../../migrations/0005_filter_audit.sql")),
 ];
 

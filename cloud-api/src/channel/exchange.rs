@@ -1,0 +1,135 @@
+//! `POST /device/v1/exchange`: the channel's frames by long poll, for networks that let no WebSocket through.
+
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{RawQuery, State},
+    http::{HeaderMap, StatusCode},
+};
+use copal_protocol::{
+    channel::{self, CloudFrame, DeviceFrame, Exchange, MAX_DEPTH, MAX_FRAMES, MAX_MESSAGE},
+    json,
+};
+use serde_json::Value;
+
+use super::{
+    frames,
+    memory::{Kind, Turn},
+};
+use crate::{
+    app::App,
+    devices::{self, memory::Entry, state},
+    error::{Problem, Result},
+};
+
+/// The most bytes of a request.
+pub(super) const MAX_BODY: usize = 1 << 20;
+
+/// Takes what a device says, and answers what there is to say, as soon as there is something.
+pub(super) async fn exchange(
+    State(app): State<App>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Exchange<CloudFrame>>> {
+    let wait = state::wait(query.as_deref())?;
+    let (entry, cuts) = app.devices.speaker(&headers)?;
+    devices::heard(&app, &entry);
+    let said = read(&body)?;
+    let mut out = Vec::new();
+    let mut turn = app.channels.turn(entry.device_id);
+    for frame in said {
+        match frame {
+            DeviceFrame::Hello(hello) => {
+                let opened = app.channels.begin(&entry, Kind::Exchange);
+                out.push(frames::welcome(&app, &entry, &opened, &hello));
+                turn = Some(opened);
+            }
+            frame => frames::take(&app, &entry, frame).await?,
+        }
+    }
+    let turn = match turn {
+        Some(turn) if turn.kind == Kind::Exchange => turn,
+        // Its WebSocket is the newer channel; what it said counts, what there is to say goes there.
+        Some(_) => return Ok(Json(Exchange { frames: vec![frames::bye(&app, "replaced")] })),
+        // The cloud began anew, or the device stayed away for long; it need not care.
+        None => app.channels.begin(&entry, Kind::Exchange),
+    };
+    app.channels.heard(&entry, &turn);
+    let call = turn.calls.fetch_add(1, Relaxed) + 1;
+    // An older request of the device that is still held has no reader any more.
+    entry.changed.notify_waiters();
+    hold(&app, &entry, &turn, Held { cuts, call, wait: Duration::from_secs(wait) }, out).await
+}
+
+struct Held {
+    cuts: u32,
+    call: u32,
+    wait: Duration,
+}
+
+async fn hold(
+    app: &App,
+    entry: &Arc<Entry>,
+    turn: &Turn,
+    held: Held,
+    mut out: Vec<CloudFrame>,
+) -> Result<Json<Exchange<CloudFrame>>> {
+    let mut deadline = pin!(tokio::time::sleep(held.wait));
+    loop {
+        let mut changed = pin!(entry.changed.notified());
+        changed.as_mut().enable();
+        // As every route of a device that was shut out answers.
+        entry.may_speak(held.cuts)?;
+        if let Some(code) = frames::over(app, entry, Some(turn), held.cuts) {
+            out.push(frames::bye(app, code));
+        } else if turn.calls.load(Relaxed) == held.call {
+            while out.len() < MAX_FRAMES
+                && let Some(frame) = frames::next(app, entry, turn).await?
+            {
+                out.push(frame);
+            }
+        } else {
+            return Ok(Json(Exchange { frames: out }));
+        }
+        if !out.is_empty() {
+            return Ok(Json(Exchange { frames: out }));
+        }
+        tokio::select! {
+            () = changed => {}
+            () = app.stopping.cancelled() => {}
+            () = &mut deadline => return Ok(Json(Exchange { frames: out })),
+        }
+    }
+}
+
+/// Reads frames, leaving those of a later version aside.
+fn read(body: &[u8]) -> Result<Vec<DeviceFrame>> {
+    let bad = |why: String| Problem::bad_request("frame_malformed", why);
+    let exchange: Exchange<Value> = json::from_slice(body, MAX_DEPTH + 2)
+        .map_err(|e| bad(format!("The body is not an exchange of frames: {e}.")))?;
+    if exchange.frames.len() > MAX_FRAMES {
+        return Err(bad(format!("An exchange has at most {MAX_FRAMES} frames.")));
+    }
+    let mut frames = Vec::new();
+    for (n, frame) in exchange.frames.iter().enumerate() {
+        let text = frame.to_string();
+        if text.len() > MAX_MESSAGE {
+            return Err(Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "frame_too_large",
+                format!("Frame {n} has more than {MAX_MESSAGE} bytes."),
+            ));
+        }
+        frames.extend(
+            channel::read::<DeviceFrame>(text.as_bytes()).map_err(|e| bad(format!("Frame {n}: {e}.")))?,
+        );
+    }
+    Ok(frames)
+}

@@ -1,0 +1,86 @@
+//! What is to be said to a device now, and what to do with what it said; the same by WebSocket and by exchange.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use copal_protocol::channel::{CloudFrame, DeviceFrame, Hello, Welcome};
+
+use super::memory::Turn;
+use crate::{
+    app::{self, App},
+    commands,
+    devices::{memory::Entry, report},
+    error::Result,
+};
+
+/// Answers a hello.
+pub(super) fn welcome(app: &App, entry: &Entry, turn: &Turn, hello: &Hello) -> CloudFrame {
+    let timing = app.channels.timing();
+    let seconds = |d: std::time::Duration| u32::try_from(d.as_secs()).unwrap_or(u32::MAX);
+    let etag = entry.etag();
+    tracing::debug!(device = %entry.device_id, epoch = turn.epoch, agent = %hello.agent_version.escape_debug(), "channel");
+    *turn.told() = etag;
+    CloudFrame::Welcome(Welcome {
+        epoch: turn.epoch,
+        ping_s: seconds(timing.ping),
+        lease_s: seconds(timing.lease()),
+        reconnect_window_s: app.channels.window_s(),
+        etag,
+        time: app::now(),
+    })
+}
+
+/// A goodbye.
+pub(super) fn bye(app: &App, code: &str) -> CloudFrame {
+    CloudFrame::Bye { code: code.to_owned(), retry_within_s: app.channels.window_s() }
+}
+
+/// Why a channel is over, as the device is told; `None` while it is not.
+pub(super) fn over(app: &App, entry: &Entry, turn: Option<&Turn>, cuts: u32) -> Option<&'static str> {
+    if let Err(problem) = entry.may_speak(cuts) {
+        return Some(problem.code());
+    }
+    if turn.is_some_and(Turn::is_replaced) {
+        return Some("replaced");
+    }
+    app.stopping.is_cancelled().then_some("restarting")
+}
+
+/// The next thing to say; `None` when there is nothing.
+pub(super) async fn next(app: &App, entry: &Entry, turn: &Turn) -> Result<Option<CloudFrame>> {
+    let etag = entry.etag();
+    if std::mem::replace(&mut *turn.told(), etag) != etag {
+        return Ok(Some(CloudFrame::Hint { etag }));
+    }
+    // Taken back first: what is asked from here on sets it again.
+    if turn.work.swap(false, Relaxed) {
+        let command = commands::next(app, entry, turn.epoch).await;
+        if !matches!(command, Ok(None)) {
+            turn.work.store(true, Relaxed);
+        }
+        return Ok(command?.map(CloudFrame::Cmd));
+    }
+    Ok(None)
+}
+
+/// Takes a frame. A hello is its caller's.
+pub(super) async fn take(app: &App, entry: &Entry, frame: DeviceFrame) -> Result<()> {
+    match frame {
+        DeviceFrame::Ack(ack) => commands::answer(app, entry, &ack).await,
+        DeviceFrame::Report { envelope } => {
+            // The newest report says everything, so one that is refused is made good by the next.
+            match report::accept(app, entry, &envelope.to_bytes()).await {
+                Err(problem) if problem.status().is_client_error() => {
+                    tracing::debug!(device = %entry.device_id, %problem, "a report on the channel");
+                    Ok(())
+                }
+                other => other,
+            }
+        }
+        // Nothing of these is kept or open yet: the device keeps its events until it is told that they are stored.
+        DeviceFrame::Hello(_)
+        | DeviceFrame::Batch(_)
+        | DeviceFrame::Opened { .. }
+        | DeviceFrame::Closed(_)
+        | DeviceFrame::Credit(_) => Ok(()),
+    }
+}

@@ -1,0 +1,302 @@
+//! Whose channel is open, and how many there may be. Epochs number the channels of all devices, so that what an older one
+//! says of itself is known to be old; they rise over restarts, too.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use copal_protocol::ids::{DeviceId, Sha256Hex};
+use http::StatusCode;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    app::{self, App},
+    devices::memory::{Entry, ONLINE_S},
+    error::{Problem, Result},
+};
+
+/// Sockets that have not said hello, at once. Each has 10 s and costs a buffer; devices refused come again at another moment.
+const GREETINGS: usize = 1_000;
+/// Of one device: its last, and the one that comes after its network changed.
+const GREETINGS_EACH: u32 = 2;
+/// Devices that can come back in a second: a handshake and a login cost about 2 ms of one core, and polls go on meanwhile.
+const RETURNS_PER_S: usize = 100;
+/// How long channels may take to say goodbye when the cloud stops.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timing {
+    /// Until the first frame.
+    pub(super) hello: Duration,
+    /// Between pings, at most. Three minutes cost a device about 85 KB a day.
+    pub(super) ping: Duration,
+    /// Until a message is taken by the device's side of the line.
+    pub(super) write: Duration,
+    /// The same of the last one; a revoked device is out within 5 s.
+    pub(super) bye: Duration,
+}
+
+impl Timing {
+    const STANDARD: Self = Self {
+        hello: Duration::from_secs(10),
+        ping: Duration::from_secs(180),
+        write: Duration::from_secs(20),
+        bye: Duration::from_secs(2),
+    };
+
+    /// How long a device counts as connected after it was heard.
+    pub(super) fn lease(&self) -> Duration {
+        self.ping * 5 / 2
+    }
+}
+
+/// Channels in memory.
+#[derive(Debug)]
+pub struct Memory {
+    turns: Mutex<HashMap<DeviceId, Arc<Turn>>>,
+    greetings: Mutex<HashMap<DeviceId, u32>>,
+    next_epoch: AtomicU64,
+    sockets: Arc<AtomicUsize>,
+    most: AtomicUsize,
+    timing: Mutex<Timing>,
+    pub(super) tasks: TaskTracker,
+}
+
+/// By what a channel goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Socket,
+    Exchange,
+}
+
+/// A device's channel, from its hello on.
+#[derive(Debug)]
+pub(super) struct Turn {
+    pub(super) epoch: u64,
+    pub(super) kind: Kind,
+    /// A newer one was opened.
+    pub(super) replaced: AtomicBool,
+    /// There may be a command to send.
+    pub(super) work: AtomicBool,
+    /// What the device was last told the state route would serve.
+    pub(super) told: Mutex<Option<Sha256Hex>>,
+    /// Of an exchange: until when it counts as open, Unix seconds.
+    until: AtomicU64,
+    /// Of an exchange: its newest request; an older one that is held ends.
+    pub(super) calls: AtomicU32,
+}
+
+impl Turn {
+    pub(super) fn told(&self) -> MutexGuard<'_, Option<Sha256Hex>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_replaced(&self) -> bool {
+        self.replaced.load(Relaxed)
+    }
+
+    fn is_open(&self, now: u64) -> bool {
+        self.kind == Kind::Socket || now < self.until.load(Relaxed)
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            turns: Mutex::default(),
+            greetings: Mutex::default(),
+            // Fewer than a million channels are opened a second, so those of a later run are always greater; and all are
+            // below 2^53, as integers on the wire must be.
+            next_epoch: AtomicU64::new((app::now() << 20) + 1),
+            sockets: Arc::default(),
+            most: AtomicUsize::new(usize::MAX),
+            timing: Mutex::new(Timing::STANDARD),
+            tasks: TaskTracker::new(),
+        }
+    }
+}
+
+impl Memory {
+    fn turns(&self) -> MutexGuard<'_, HashMap<DeviceId, Arc<Turn>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn greetings(&self) -> MutexGuard<'_, HashMap<DeviceId, u32>> {
+        self.greetings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn timing(&self) -> Timing {
+        *self.timing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_timing(&self, timing: Timing) {
+        *self.timing.lock().unwrap() = timing;
+    }
+
+    /// The most sockets at once. Below what the process may open, so that polls, people and pushes always find a place.
+    pub fn allow(&self, most: usize) {
+        self.most.store(most, Relaxed);
+    }
+
+    /// How many channels are open, by WebSocket and by exchange.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let now = app::now();
+        let mut turns = self.turns();
+        // An exchange has no end that could be seen; those of devices that stayed away are forgotten here.
+        turns.retain(|_, turn| turn.is_open(now));
+        let sockets = turns.values().filter(|turn| turn.kind == Kind::Socket).count();
+        (sockets, turns.len() - sockets)
+    }
+
+    /// In how many seconds devices are to come back when their channels break, at a moment of each one's choosing.
+    pub(super) fn window_s(&self) -> u32 {
+        let open = self.sockets.load(Relaxed);
+        u32::try_from(5 + open / RETURNS_PER_S).unwrap_or(u32::MAX).min(600)
+    }
+
+    /// A place for one more socket of a device.
+    ///
+    /// # Errors
+    /// 503 `channels_full`.
+    pub(super) fn greet(self: &Arc<Self>, device: DeviceId) -> Result<Greeting> {
+        let full = || {
+            Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "channels_full",
+                "There are as many channels as this cloud holds, or too many are being opened. Poll meanwhile, and come again at a random moment within the time said.",
+            )
+            .retry_after(self.window_s().max(10))
+        };
+        let place = Place::take(&self.sockets, self.most.load(Relaxed)).ok_or_else(full)?;
+        let mut greetings = self.greetings();
+        if greetings.values().map(|n| *n as usize).sum::<usize>() >= GREETINGS {
+            return Err(full());
+        }
+        let own = greetings.entry(device).or_default();
+        if *own >= GREETINGS_EACH {
+            return Err(full());
+        }
+        *own += 1;
+        Ok(Greeting { memory: Arc::clone(self), device, place: Some(place) })
+    }
+
+    /// A device's channel begins; one it had is replaced.
+    pub(super) fn begin(&self, entry: &Entry, kind: Kind) -> Arc<Turn> {
+        let turn = Arc::new(Turn {
+            epoch: self.next_epoch.fetch_add(1, Relaxed),
+            kind,
+            replaced: AtomicBool::new(false),
+            work: AtomicBool::new(true),
+            told: Mutex::new(None),
+            until: AtomicU64::new(0),
+            calls: AtomicU32::new(0),
+        });
+        let older = self.turns().insert(entry.device_id, Arc::clone(&turn));
+        self.heard(entry, &turn);
+        if let Some(older) = older {
+            older.replaced.store(true, Relaxed);
+            entry.changed.notify_waiters();
+        }
+        turn
+    }
+
+    /// The channel a device has by exchange, or by WebSocket.
+    pub(super) fn turn(&self, device: DeviceId) -> Option<Arc<Turn>> {
+        self.turns().get(&device).filter(|turn| turn.is_open(app::now())).cloned()
+    }
+
+    /// A device was heard on its channel.
+    pub(super) fn heard(&self, entry: &Entry, turn: &Turn) {
+        if turn.is_replaced() {
+            return;
+        }
+        let lease = self.timing().lease().as_secs();
+        // Exchanges follow each other at once, and none is held for longer than a minute.
+        let lease = if turn.kind == Kind::Exchange { lease.min(ONLINE_S) } else { lease };
+        let until = app::now() + lease;
+        turn.until.store(until, Relaxed);
+        entry.set_lease(until);
+    }
+
+    /// A channel ended. The end of one that was replaced changes nothing.
+    pub(super) fn end(&self, entry: &Entry, turn: &Turn) {
+        let mut turns = self.turns();
+        if turns.get(&entry.device_id).is_some_and(|now| now.epoch == turn.epoch) {
+            turns.remove(&entry.device_id);
+            entry.set_lease(0);
+        }
+    }
+
+    /// Whether a device has a channel.
+    pub(crate) fn is_open(&self, device: DeviceId) -> bool {
+        self.turn(device).is_some()
+    }
+
+    /// There is a command for a device; without a channel it waits.
+    pub(crate) fn stir(&self, app: &App, device: DeviceId) {
+        let Some(turn) = self.turn(device) else { return };
+        turn.work.store(true, Relaxed);
+        if let Some(entry) = app.devices.get(device) {
+            entry.changed.notify_waiters();
+        }
+    }
+
+    /// Waits until every channel said goodbye, not for long.
+    pub async fn farewell(&self) {
+        self.tasks.close();
+        if tokio::time::timeout(FAREWELL, self.tasks.wait()).await.is_err() {
+            tracing::warn!("{} channels did not end in {} s", self.tasks.len(), FAREWELL.as_secs());
+        }
+    }
+}
+
+/// A socket counted; given back when it goes.
+#[derive(Debug)]
+pub(super) struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(sockets: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let taken = sockets.fetch_update(Relaxed, Relaxed, |n| (n < most).then_some(n + 1));
+        taken.ok().map(|_| Self(Arc::clone(sockets)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A socket before its hello.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    memory: Arc<Memory>,
+    device: DeviceId,
+    place: Option<Place>,
+}
+
+impl Greeting {
+    /// The hello came; the socket's place goes on.
+    pub(super) fn over(mut self) -> Option<Place> {
+        self.place.take()
+    }
+}
+
+impl Drop for Greeting {
+    fn drop(&mut self) {
+        let mut greetings = self.memory.greetings();
+        if let Some(own) = greetings.get_mut(&self.device) {
+            *own -= 1;
+            if *own == 0 {
+                greetings.remove(&self.device);
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! One WebSocket, from its request to its end.
+
+use std::{future::Future, pin::pin, sync::Arc, time::Instant};
+
+use axum::{
+    Extension,
+    body::Bytes,
+    extract::{
+        State,
+        ws::{
+            CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code,
+            rejection::WebSocketUpgradeRejection,
+        },
+    },
+    http::HeaderMap,
+    response::Response,
+};
+use copal_protocol::channel::{self, CloudFrame, DeviceFrame, Hello, MAX_MESSAGE, SUBPROTOCOL};
+use tokio::time::{self, timeout};
+
+use super::{
+    frames,
+    memory::{Greeting, Kind, Place, Turn},
+};
+use crate::{
+    app::App,
+    devices::{
+        self,
+        limit::{Bucket, Rate},
+        memory::Entry,
+    },
+    error::{Problem, Result},
+    serve::Admission,
+};
+
+/// Read at a time. The library's default keeps 128 KiB for each of what may be ten thousand sockets.
+const READ_BUFFER: usize = 1 << 10;
+/// Messages of one device. One that says more is heard later, and its line fills up meanwhile.
+const MESSAGES: Rate = Rate { burst: 500.0, per_second: 100.0 };
+
+/// Opens a device's channel.
+pub(super) async fn open(
+    State(app): State<App>,
+    headers: HeaderMap,
+    admission: Option<Extension<Admission>>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response> {
+    let (entry, cuts) = app.devices.speaker(&headers)?;
+    devices::heard(&app, &entry);
+    let upgrade = upgrade.map_err(|e| {
+        Problem::bad_request(
+            "upgrade_missing",
+            format!("This is no WebSocket's request ({e}). Where the network lets none through, use /device/v1/exchange."),
+        )
+    })?;
+    if !upgrade.requested_protocols().any(|p| p == SUBPROTOCOL) {
+        return Err(Problem::bad_request(
+            "subprotocol_unknown",
+            format!("The channel speaks {SUBPROTOCOL}; ask for it in Sec-WebSocket-Protocol."),
+        ));
+    }
+    let greeting = app.channels.greet(entry.device_id)?;
+    let tasks = app.channels.tasks.clone();
+    Ok(upgrade
+        .protocols([SUBPROTOCOL])
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_write_buffer_size(2 * MAX_MESSAGE)
+        .max_message_size(MAX_MESSAGE)
+        .max_frame_size(MAX_MESSAGE)
+        .on_upgrade(move |socket| {
+            let channel =
+                Channel { app, entry, cuts, socket, messages: Bucket::default(), _admission: admission };
+            tasks.track_future(Box::pin(channel.run(greeting)))
+        }))
+}
+
+/// An open socket.
+struct Channel {
+    app: App,
+    entry: Arc<Entry>,
+    cuts: u32,
+    socket: WebSocket,
+    messages: Bucket,
+    /// The connection's place among all of the listener's: it holds a file.
+    _admission: Option<Extension<Admission>>,
+}
+
+/// How a channel ends.
+enum End {
+    /// The device is told why.
+    Bye(&'static str),
+    /// There is nobody to tell.
+    Gone,
+}
+
+/// What came.
+enum Came {
+    Frame(DeviceFrame),
+    /// A sign of life, or what this version leaves aside.
+    Life,
+    End(End),
+}
+
+impl Channel {
+    async fn run(mut self, greeting: Greeting) {
+        let end = match self.hello(greeting).await {
+            Ok((hello, place)) => self.turn(&hello, place).await,
+            Err(end) => end,
+        };
+        if let End::Bye(code) = end {
+            let bye = self.app.channels.timing().bye;
+            let frame = frames::bye(&self.app, code);
+            let _ = timeout(bye, self.farewell(&frame, code)).await;
+        }
+    }
+
+    /// The first frame, in time.
+    async fn hello(&mut self, greeting: Greeting) -> Result<(Hello, Option<Place>), End> {
+        let in_time = time::sleep(self.app.channels.timing().hello);
+        let mut in_time = pin!(in_time);
+        loop {
+            let (app, entry, cuts) = (self.app.clone(), Arc::clone(&self.entry), self.cuts);
+            let came = tokio::select! {
+                message = self.socket.recv() => came(message),
+                () = &mut in_time => return Err(End::Bye("protocol")),
+                code = over(&app, &entry, None, cuts) => return Err(End::Bye(code)),
+            };
+            match came {
+                Came::Frame(DeviceFrame::Hello(hello)) => return Ok((hello, greeting.over())),
+                Came::Frame(_) => return Err(End::Bye("protocol")),
+                // Neither pings nor frames of a later version buy more time.
+                Came::Life => {}
+                Came::End(end) => return Err(end),
+            }
+        }
+    }
+
+    async fn turn(&mut self, hello: &Hello, _place: Option<Place>) -> End {
+        let turn = self.app.channels.begin(&self.entry, Kind::Socket);
+        // Whatever ends this, the device's turn ends with it.
+        let _ended = Ended { app: self.app.clone(), entry: Arc::clone(&self.entry), turn: Arc::clone(&turn) };
+        let welcome = frames::welcome(&self.app, &self.entry, &turn, hello);
+        if let Err(end) = self.send(&welcome, &turn).await {
+            return end;
+        }
+        match self.talk(&turn).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn talk(&mut self, turn: &Turn) -> Result<std::convert::Infallible, End> {
+        let lease = self.app.channels.timing().lease();
+        let mut silent = pin!(time::sleep(lease));
+        loop {
+            let entry = Arc::clone(&self.entry);
+            // Registered before looking, so that a change in between is not missed.
+            let mut changed = pin!(entry.changed.notified());
+            changed.as_mut().enable();
+            if let Some(code) = frames::over(&self.app, &self.entry, Some(turn), self.cuts) {
+                return Err(End::Bye(code));
+            }
+            match frames::next(&self.app, &self.entry, turn).await {
+                Ok(Some(frame)) => {
+                    self.send(&frame, turn).await?;
+                    continue;
+                }
+                Ok(None) => {}
+                // The database, most likely; the device comes back later, and nothing is lost.
+                Err(_) => return Err(End::Bye("restarting")),
+            }
+            let app = self.app.clone();
+            let came = tokio::select! {
+                message = self.socket.recv() => came(message),
+                () = &mut changed => continue,
+                () = app.stopping.cancelled() => continue,
+                () = &mut silent => return Err(End::Gone),
+            };
+            if let Came::End(end) = came {
+                return Err(end);
+            }
+            silent.as_mut().reset(time::Instant::now() + lease);
+            self.app.channels.heard(&self.entry, turn);
+            devices::heard(&self.app, &self.entry);
+            while !self.messages.take(MESSAGES, Instant::now()) {
+                time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            match came {
+                Came::Frame(DeviceFrame::Hello(_)) => return Err(End::Bye("protocol")),
+                Came::Frame(frame) => {
+                    if frames::take(&self.app, &self.entry, frame).await.is_err() {
+                        return Err(End::Bye("restarting"));
+                    }
+                }
+                Came::Life | Came::End(_) => {}
+            }
+        }
+    }
+
+    /// Sends a frame. A device that does not read is cut off, and so is one that was revoked meanwhile.
+    async fn send(&mut self, frame: &CloudFrame, turn: &Turn) -> Result<(), End> {
+        let (app, entry, cuts) = (self.app.clone(), Arc::clone(&self.entry), self.cuts);
+        let patience = app.channels.timing().write;
+        let text = channel::write(frame).map_err(|_| End::Gone)?;
+        let sent = tokio::select! {
+            sent = timeout(patience, self.socket.send(Message::text(text))) => sent,
+            _ = over(&app, &entry, Some(turn), cuts) => return Err(End::Gone),
+        };
+        match sent {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(End::Gone),
+            Err(_) => {
+                tracing::debug!(device = %self.entry.device_id, "does not read; its channel is cut");
+                Err(End::Gone)
+            }
+        }
+    }
+
+    async fn farewell(&mut self, frame: &CloudFrame, code: &'static str) -> Option<()> {
+        self.socket.send(Message::text(channel::write(frame).ok()?)).await.ok()?;
+        let close = match code {
+            "protocol" => close_code::PROTOCOL,
+            "restarting" => close_code::RESTART,
+            _ => close_code::POLICY,
+        };
+        let reason = code.into();
+        self.socket.send(Message::Close(Some(CloseFrame { code: close, reason }))).await.ok()?;
+        // The other side closes; whatever it said before is of no interest any more.
+        while let Some(Ok(_)) = self.socket.recv().await {}
+        Some(())
+    }
+}
+
+/// Waits until a channel is over.
+fn over<'a>(
+    app: &'a App,
+    entry: &'a Entry,
+    turn: Option<&'a Turn>,
+    cuts: u32,
+) -> impl Future<Output = &'static str> + Send + 'a {
+    async move {
+        loop {
+            let mut changed = pin!(entry.changed.notified());
+            changed.as_mut().enable();
+            if let Some(code) = frames::over(app, entry, turn, cuts) {
+                return code;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = app.stopping.cancelled() => {}
+            }
+        }
+    }
+}
+
+fn came(message: Option<Result<Message, axum::Error>>) -> Came {
+    let text = match message {
+        Some(Ok(Message::Text(text))) => Bytes::from(text),
+        Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Came::Life,
+        // Data of a stream; none is open, so it is of one that just ended.
+        Some(Ok(Message::Binary(_))) => return Came::Life,
+        Some(Ok(Message::Close(_))) | None => return Came::End(End::Gone),
+        Some(Err(error)) => {
+            tracing::debug!(%error, "channel");
+            return Came::End(End::Bye("protocol"));
+        }
+    };
+    match channel::read::<DeviceFrame>(&text) {
+        Ok(Some(frame)) => Came::Frame(frame),
+        Ok(None) => Came::Life,
+        Err(error) => {
+            tracing::debug!(%error, "a frame that is none");
+            Came::End(End::Bye("protocol"))
+        }
+    }
+}
+
+/// Ends a turn when it is dropped.
+struct Ended {
+    app: App,
+    entry: Arc<Entry>,
+    turn: Arc<Turn>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.app.channels.end(&self.entry, &self.turn);
+    }
+}

@@ -1,0 +1,228 @@
+//! Commands in the database.
+
+use copal_protocol::{documents::Delivery, ids::DeviceId};
+
+use super::state::CommandState;
+use crate::{
+    app::App,
+    error::{Problem, Result},
+    store::Tx,
+};
+
+/// The most commands of a device that have not ended.
+pub(super) const MAX_OPEN: i64 = 64;
+/// The most commands kept of a device; the oldest that ended go first.
+const KEPT: i64 = 200;
+/// Of the newest of these results are kept: one may have 256 KiB.
+const KEPT_RESULTS: i64 = 20;
+
+/// One command.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub(crate) struct CommandRow {
+    pub(crate) number: i64,
+    pub(crate) id: String,
+    pub(crate) device_id: String,
+    pub(crate) verb: String,
+    pub(crate) args: String,
+    delivery: String,
+    ttl_s: i64,
+    pub(crate) asked_by: String,
+    pub(crate) why: String,
+    pub(crate) envelope: Option<Vec<u8>>,
+    state: String,
+    pub(crate) code: Option<String>,
+    pub(crate) message: String,
+    pub(crate) result: Option<String>,
+    pub(crate) created_at: i64,
+    pub(crate) delivered_at: Option<i64>,
+    pub(crate) accepted_at: Option<i64>,
+    pub(crate) running_at: Option<i64>,
+    pub(crate) ended_at: Option<i64>,
+    pub(crate) due_at: i64,
+}
+
+impl CommandRow {
+    /// Where it stands.
+    pub(crate) fn state(&self) -> Result<CommandState> {
+        Ok(CommandState::from_word(&self.state)?)
+    }
+
+    /// Whether it waits for its device.
+    pub(crate) fn delivery(&self) -> Delivery {
+        if self.delivery == "store" { Delivery::Store } else { Delivery::Direct }
+    }
+
+    /// Seconds in which it may begin.
+    pub(crate) fn ttl_s(&self) -> u32 {
+        u32::try_from(self.ttl_s).unwrap_or(0)
+    }
+}
+
+/// The word of a delivery in the database and on the wire.
+pub(crate) const fn delivery_word(delivery: Delivery) -> &'static str {
+    match delivery {
+        Delivery::Direct => "direct",
+        Delivery::Store => "store",
+    }
+}
+
+/// A command to be.
+#[derive(Debug)]
+pub(super) struct New {
+    pub(super) id: String,
+    pub(super) device: DeviceId,
+    pub(super) verb: String,
+    pub(super) args: String,
+    pub(super) delivery: Delivery,
+    pub(super) ttl_s: u32,
+    pub(super) asked_by: String,
+    pub(super) why: String,
+    pub(super) envelope: Option<Vec<u8>>,
+    pub(super) created_at: u64,
+    pub(super) due_at: u64,
+}
+
+/// Writes a command down, queued, and makes room for it.
+pub(super) async fn insert(tx: &mut Tx, new: &New) -> Result<CommandRow> {
+    let device = new.device.to_string();
+    let open: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM commands WHERE device_id = $1 AND ended_at IS NULL")
+            .bind(&device)
+            .fetch_one(&mut **tx)
+            .await?;
+    if open >= MAX_OPEN {
+        return Err(Problem::conflict(
+            "too_many_commands",
+            format!("{open} commands wait for this device already; that is the most. Let them end first."),
+        ));
+    }
+    sqlx::query(
+        "INSERT INTO commands (id, device_id, verb, args, delivery, ttl_s, asked_by, why, envelope, state, created_at, due_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'queued', $10, $11)",
+    )
+    .bind(&new.id)
+    .bind(&device)
+    .bind(&new.verb)
+    .bind(&new.args)
+    .bind(delivery_word(new.delivery))
+    .bind(i64::from(new.ttl_s))
+    .bind(&new.asked_by)
+    .bind(&new.why)
+    .bind(&new.envelope)
+    .bind(new.created_at.cast_signed())
+    .bind(new.due_at.cast_signed())
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query(
+        "DELETE FROM commands WHERE device_id = $1 AND ended_at IS NOT NULL AND number <= (
+            SELECT number FROM commands WHERE device_id = $1 ORDER BY number DESC LIMIT 1 OFFSET $2)",
+    )
+    .bind(&device)
+    .bind(KEPT)
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query(
+        "UPDATE commands SET result = NULL WHERE device_id = $1 AND result IS NOT NULL AND number <= (
+            SELECT number FROM commands WHERE device_id = $1 ORDER BY number DESC LIMIT 1 OFFSET $2)",
+    )
+    .bind(&device)
+    .bind(KEPT_RESULTS)
+    .execute(&mut **tx)
+    .await?;
+    of(tx, &new.id).await?.ok_or_else(|| Problem::not_found("such command"))
+}
+
+/// A command, within a write.
+pub(super) async fn of(tx: &mut Tx, id: &str) -> Result<Option<CommandRow>> {
+    Ok(sqlx::query_as("SELECT * FROM commands WHERE id = $1").bind(id).fetch_optional(&mut **tx).await?)
+}
+
+/// A command of a device.
+pub(crate) async fn one(app: &App, device: &str, id: &str) -> Result<Option<CommandRow>> {
+    Ok(sqlx::query_as("SELECT * FROM commands WHERE id = $1 AND device_id = $2")
+        .bind(id)
+        .bind(device)
+        .fetch_optional(app.db.read())
+        .await?)
+}
+
+/// Commands of a device before a number, newest first, without what makes them large.
+pub(crate) async fn list(app: &App, device: &str, before: i64, limit: i64) -> Result<Vec<CommandRow>> {
+    Ok(sqlx::query_as(
+        "SELECT number, id, device_id, verb, args, delivery, ttl_s, asked_by, why, NULL AS envelope, state, code, message,
+            NULL AS result, created_at, delivered_at, accepted_at, running_at, ended_at, due_at
+         FROM commands WHERE device_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3",
+    )
+    .bind(device)
+    .bind(before)
+    .bind(limit)
+    .fetch_all(app.db.read())
+    .await?)
+}
+
+/// The oldest command of a device that has not ended and was not sent on this channel.
+pub(super) async fn unsent(app: &App, device: DeviceId, epoch: u64) -> Result<Option<String>> {
+    Ok(sqlx::query_scalar(
+        "SELECT id FROM commands WHERE device_id = $1 AND ended_at IS NULL AND (epoch IS NULL OR epoch <> $2)
+         ORDER BY number LIMIT 1",
+    )
+    .bind(device.to_string())
+    .bind(epoch.cast_signed())
+    .fetch_optional(app.db.read())
+    .await?)
+}
+
+/// Commands whose time has come.
+pub(super) async fn overdue(app: &App, now: u64) -> Result<Vec<String>> {
+    Ok(sqlx::query_scalar(
+        "SELECT id FROM commands WHERE ended_at IS NULL AND due_at <= $1 ORDER BY due_at LIMIT 500",
+    )
+    .bind(now.cast_signed())
+    .fetch_all(app.db.read())
+    .await?)
+}
+
+/// Notes that a command is being sent on a channel.
+pub(super) async fn sent(tx: &mut Tx, row: &CommandRow, epoch: u64, now: u64, due: u64) -> Result<()> {
+    sqlx::query(
+        "UPDATE commands SET state = CASE state WHEN 'queued' THEN 'delivered' ELSE state END, epoch = $2,
+            delivered_at = COALESCE(delivered_at, $3), due_at = $4 WHERE number = $1",
+    )
+    .bind(row.number)
+    .bind(epoch.cast_signed())
+    .bind(now.cast_signed())
+    .bind(due.cast_signed())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// A state that is further on.
+#[derive(Debug)]
+pub(super) struct Step<'a> {
+    pub(super) state: CommandState,
+    pub(super) code: Option<&'a str>,
+    pub(super) message: &'a str,
+    pub(super) result: Option<&'a str>,
+}
+
+/// Writes a further state down.
+pub(super) async fn step(tx: &mut Tx, row: &CommandRow, step: &Step<'_>, now: u64) -> Result<()> {
+    let at = |is: bool| is.then_some(now.cast_signed());
+    sqlx::query(
+        "UPDATE commands SET state = $2, code = $3, message = $4, result = $5,
+            accepted_at = COALESCE(accepted_at, $6), running_at = COALESCE(running_at, $7), ended_at = $8
+         WHERE number = $1",
+    )
+    .bind(row.number)
+    .bind(step.state.as_str())
+    .bind(step.code)
+    .bind(step.message)
+    .bind(step.result)
+    .bind(at(step.state == CommandState::Accepted))
+    .bind(at(step.state == CommandState::Running))
+    .bind(at(step.state.is_final()))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
