@@ -7,7 +7,10 @@ use std::{
     io::{Read as _, Write as _},
     path::PathBuf,
     process::{Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,17 +31,22 @@ use support::{Device, FakeCloud, body, release};
 
 const CONFIG: &[u8] = br#"{"architecture":"any","os":"linux"}"#;
 
+static SCENES: AtomicU32 = AtomicU32::new(0);
+
 struct Scene {
     dir: tempfile::TempDir,
     cloud: FakeCloud,
     device: Device,
+    /// Unlike any other scene's: they share the engine.
+    prefix: String,
 }
 
 impl Scene {
     async fn new() -> Self {
         let cloud = FakeCloud::start().await;
         let device = Device::of(&cloud);
-        let scene = Self { dir: tempfile::tempdir().unwrap(), cloud, device };
+        let prefix = format!("cpprobes{}x{}", std::process::id(), SCENES.fetch_add(1, Ordering::Relaxed));
+        let scene = Self { dir: tempfile::tempdir().unwrap(), cloud, device, prefix };
         fs::write(scene.path("copal.json"), serde_json::to_vec(&scene.device.file).unwrap()).unwrap();
         fs::create_dir(scene.path("run")).unwrap();
         scene
@@ -54,8 +62,11 @@ impl Scene {
             state_dir: self.device.dir.path().to_owned(),
             run_dir: self.path("run"),
             docker_host: Some(format!("unix://{}", self.path("engine.sock").display())),
-            name_prefix: "cpprobes".to_owned(),
+            name_prefix: self.prefix.clone(),
             os_config: self.path("os.json"),
+            policy: self.path("policy.toml"),
+            max_bytes_month: None,
+            reboot_command: "false".to_owned(),
         }
     }
 
@@ -88,7 +99,6 @@ impl Scene {
         diagnosis.probes
     }
 
-    #[track_caller]
     async fn finds(&self, name: &str, verdict: Verdict, word: &str) {
         let results = self.diagnose(&[name]).await;
         assert_eq!(results[0].verdict, verdict, "{results:?}");
@@ -197,65 +207,52 @@ fn docker(args: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap().trim().to_owned()
 }
 
-/// A container that fails its check, and tells its password while it does.
-struct Unhealthy(String);
+/// A container of ours, made by hand.
+struct Container(String);
 
-impl Unhealthy {
-    fn start() -> Self {
+impl Container {
+    fn start(scene: &Scene, service: &str, options: &[&str], script: &str) -> Self {
         let usable = std::path::Path::new("/var/run/docker.sock").exists()
             && std::path::Path::new("/bin/busybox").exists();
         assert!(usable, "no container engine, or no /bin/busybox: run tests/setup.sh engine");
-        let name = format!("cpprobes-{}-web", std::process::id());
+        let name = format!("{}-5a5a5a5a-{service}", scene.prefix);
         let made = Self(name.clone());
         let mut tar = tar::Builder::new(Vec::new());
         tar.append_path_with_name("/bin/busybox", "bin/busybox").unwrap();
+        let image = format!("{name}:test");
         let mut import = Command::new("docker")
-            .args(["import", "-", &format!("{name}:test")])
+            .args(["import", "-", &image])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
         import.stdin.take().unwrap().write_all(&tar.into_inner().unwrap()).unwrap();
         assert!(import.wait().unwrap().success());
-        let app = "5a5a5a5a112233445566778899aabbcc";
-        let labels = [("instance", "cpprobes"), ("app", app), ("service", "web")];
+        let labels =
+            [("instance", "cpprobes"), ("app", "5a5a5a5a112233445566778899aabbcc"), ("service", service)];
         let labels = labels.map(|(key, value)| format!("--label=io.copal.{key}={value}"));
-        let mut words = vec![
-            "run",
-            "-d",
-            "--name",
-            &name,
-            "-e",
-            "DB_KEY=hunter2-planted",
-            "--health-interval=1s",
-            "--health-retries=1",
-        ];
+        let mut words = vec!["run", "-d", "--name", &name];
         words.extend(labels.iter().map(String::as_str));
-        words.extend(["--health-cmd=echo no login with $DB_KEY; exit 3"]);
-        let image = format!("{name}:test");
-        words.extend([
-            image.as_str(),
-            "/bin/busybox",
-            "sh",
-            "-c",
-            "/bin/busybox --install -s /bin; exec sleep 600",
-        ]);
+        words.extend(options);
+        // A health check needs /bin/sh.
+        let script = format!("/bin/busybox --install -s /bin; exec {script}");
+        words.extend([image.as_str(), "/bin/busybox", "sh", "-c", &script]);
         docker(&words);
         made
     }
 
-    async fn wait(&self) {
+    async fn wait(&self, field: &str, value: &str) {
         for _ in 0..240 {
-            if docker(&["inspect", "-f", "{{.State.Health.Status}}", &self.0]) == "unhealthy" {
+            if docker(&["inspect", "-f", field, &self.0]) == value {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        panic!("{} never became unhealthy", self.0);
+        panic!("{field} of {} never became {value}", self.0);
     }
 }
 
-impl Drop for Unhealthy {
+impl Drop for Container {
     fn drop(&mut self) {
         let _ = Command::new("docker").args(["rm", "-fv", &self.0]).output();
         let _ = Command::new("docker").args(["rmi", &format!("{}:test", self.0)]).output();
@@ -263,10 +260,37 @@ impl Drop for Unhealthy {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_killed_for_want_of_memory_is_told() {
+    let scene = Scene::new().await;
+    // The longest line there is: it is held in memory until it ends.
+    let greedy = Container::start(
+        &scene,
+        "oom",
+        &["--memory=16m", "--memory-swap=16m"],
+        "/bin/busybox tail -n 1 /dev/zero",
+    );
+    greedy.wait("{{.State.Status}}", "exited").await;
+    let results = scene.diagnose(&["oom", "services", "--docker-host", "unix:///var/run/docker.sock"]).await;
+    let of =
+        |name: &str| results.iter().find(|r| r.name == name && r.subject.as_deref() == Some("oom")).unwrap();
+    assert_eq!(of("oom").verdict, Verdict::Warning, "{results:?}");
+    assert!(of("oom").detail.contains("want of memory"), "{results:?}");
+    assert_eq!(of("services").verdict, Verdict::Failed, "{results:?}");
+    assert!(of("services").detail.contains("ended with code 137"), "{results:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unhealthy_service_is_told_and_bundled_without_its_secret() {
     let scene = Scene::new().await;
-    let service = Unhealthy::start();
-    service.wait().await;
+    let options = [
+        "-e",
+        "DB_KEY=hunter2-planted",
+        "--health-interval=1s",
+        "--health-retries=1",
+        "--health-cmd=echo no login with $DB_KEY; exit 3",
+    ];
+    let service = Container::start(&scene, "web", &options, "sleep 600");
+    service.wait("{{.State.Health.Status}}", "unhealthy").await;
     let real = ["--docker-host", "unix:///var/run/docker.sock"];
     let results = scene.diagnose(&[&["services", "engine", "oom"], &real[..]].concat()).await;
     let of = |name: &str| results.iter().find(|r| r.name == name).unwrap();

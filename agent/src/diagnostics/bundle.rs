@@ -9,7 +9,7 @@ use copal_protocol::diagnosis::Diagnosis;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Deps, Link, Tree, kernel_log, redact::Redactor, tarball::Tarball};
+use super::{Deps, Link, Tree, ask::ask, kernel_log, redact::Redactor, tarball::Tarball};
 use crate::{
     clock::system_time,
     engine::{EngineInfo, Inspection},
@@ -22,6 +22,14 @@ use crate::{
 pub const MOST: usize = 20 << 20;
 /// Bytes of any one file of it.
 const MOST_OF_ONE: usize = 2 << 20;
+/// Files of secrets that are looked at.
+const SECRET_FILES: usize = 1024;
+/// Units of systemd whose last lines are taken along.
+const UNITS: &[&str] = &["copal-agent", "docker", "balena-engine"];
+/// Lines of each.
+const UNIT_LINES: &str = "500";
+/// What reading a journal may take: on a worn card it is slow.
+const JOURNAL: std::time::Duration = std::time::Duration::from_secs(10);
 /// Lines of the kernel's log, the newest.
 const KERNEL_LINES: usize = 2000;
 /// Files that tell of the system, and hold no secret but by mistake.
@@ -71,7 +79,7 @@ pub async fn gather(deps: &Deps) -> Gathered {
     let diagnosis = super::diagnose(deps, &[]).await.unwrap_or(Diagnosis { probes: Vec::new(), taken_at: 0 });
     let asking = async {
         let info = deps.engine.info().await.ok();
-        let containers = deps.engine.look(&deps.whose()).await.unwrap_or_default();
+        let containers = deps.engine.look(&deps.whose(), true).await.unwrap_or_default();
         (info, containers)
     };
     let (info, containers) = tokio::time::timeout(super::PATIENCE, asking).await.unwrap_or_default();
@@ -88,6 +96,24 @@ fn secrets(link: &Link) -> Vec<String> {
     opened.chain(set).collect()
 }
 
+/// The secrets that services are given as files. An agent that runs beside this program has opened them; here they are found.
+fn secret_files(folder: &Path, depth: usize) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().take(SECRET_FILES);
+    let mut found = Vec::new();
+    for entry in entries {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() && depth > 0 => found.extend(secret_files(&entry.path(), depth - 1)),
+            Ok(kind) if kind.is_file() => {
+                let bytes = settings::read_bounded(&entry.path(), 1 << 20).unwrap_or_default();
+                found.push(String::from_utf8_lossy(&bytes).into_owned());
+            }
+            _ => {}
+        }
+    }
+    found.truncate(SECRET_FILES);
+    found
+}
+
 /// Writes the bundle.
 ///
 /// # Errors
@@ -101,6 +127,7 @@ pub fn write<W: io::Write>(
     let now = system_time();
     let config = read_config(&deps.places);
     let known = gathered.secrets.iter().cloned().chain(config_secrets(config.as_ref()));
+    let known = known.chain(secret_files(&deps.places.run_dir.join("secrets"), 4));
     let redactor =
         Redactor::new(known).with_env(gathered.containers.iter().flat_map(|container| container.env.iter()));
     let mut bundle = Writer { tarball: Tarball::new(out, now, MOST), redactor };
@@ -143,9 +170,15 @@ pub fn write<W: io::Write>(
     }
     match kernel_log::read(&deps.tree) {
         Ok(lines) => {
-            bundle.text("kernel.log", &lines[lines.len().saturating_sub(KERNEL_LINES)..].join("\n"))?
+            bundle.text("kernel.log", &lines[lines.len().saturating_sub(KERNEL_LINES)..].join("\n"))?;
         }
         Err(why) => bundle.text("kernel.log", &why)?,
+    }
+    for unit in UNITS.iter().filter(|_| deps.tree.is_real()) {
+        let words = ["--unit", unit, "--lines", UNIT_LINES, "--no-pager", "--output", "short-iso", "--quiet"];
+        if let Some(lines) = ask("journalctl", &words, JOURNAL).filter(|lines| !lines.trim().is_empty()) {
+            bundle.text(&format!("journal/{unit}.log"), &copal_protocol::text::inert(&lines))?;
+        }
     }
     for file in SYSTEM {
         if let Some(text) = system(&deps.tree, file) {
@@ -159,7 +192,7 @@ const README: &str = "A Copal support bundle.\n\
     diagnosis.txt   the health checks\nstatus.json     what the agent says of itself\n\
     copal.json      how the device was set up, without its tokens\nos.json, os-journal.json   the slots of the operating system\n\
     engine.json, containers/   the engine and our containers, without the values of variables\n\
-    kernel.log, system/        the kernel and the machine\n\
+    kernel.log, journal/, system/   the kernel, the units of agent and engine, the machine\n\
     Secrets were taken out on the device and stand as (redacted). Look through it before you pass it on.\n";
 
 struct Writer<W: io::Write> {
@@ -175,7 +208,7 @@ impl<W: io::Write> Writer<W> {
         while !text.is_char_boundary(from) {
             from += 1;
         }
-        self.tarball.add(&format!("copal-support/{name}"), text[from..].as_bytes())
+        self.tarball.add(&format!("copal-support/{name}"), &text.as_bytes()[from..])
     }
 
     fn json(&mut self, name: &str, value: &impl Serialize) -> io::Result<()> {
@@ -244,8 +277,8 @@ fn os_config(places: &Places) -> Result<Value, String> {
 
 /// A container without what is secret by its place: values of variables, options of log drivers and volumes, build arguments in
 /// the image's history. Labels, commands and paths stay, less what looks like a secret.
-fn redacted_container(whole: &Value) -> Value {
-    let mut whole = whole.clone();
+fn redacted_container(whole: &[u8]) -> Value {
+    let mut whole = serde_json::from_slice(whole).unwrap_or_default();
     take_values(&mut whole);
     whole
 }

@@ -5,7 +5,7 @@ use copal_protocol::diagnosis::{ProbeResult, Verdict};
 use super::*;
 use crate::{
     clock::Clock,
-    diagnostics::tests::plant,
+    diagnostics::tests::{places, plant},
     engine::{Container, Engine, Health, ImageId, RunState},
 };
 
@@ -18,7 +18,9 @@ const INTRODUCTION: &str = "planted-introduction-secret";
 const SEALED: &str = "planted sealed secret";
 const PSK: &str = "planted-psk";
 const URL: &str = "planted-url-password";
-const PLANTED: &[&str] = &[ENV, LOG_OPTION, LABEL, ARGUMENT, ENROLMENT, INTRODUCTION, SEALED, PSK, URL];
+const IN_FILE: &str = "planted secret of a file";
+const PLANTED: &[&str] =
+    &[IN_FILE, ENV, LOG_OPTION, LABEL, ARGUMENT, ENROLMENT, INTRODUCTION, SEALED, PSK, URL];
 
 fn container() -> Inspection {
     let whole = json!({
@@ -49,7 +51,7 @@ fn container() -> Inspection {
         oom_killed: false,
         last_check: None,
         env: vec![format!("PLAIN={ENV}"), "PATH=/usr/bin".to_owned()],
-        whole,
+        whole: serde_json::to_vec(&whole).unwrap(),
     }
 }
 
@@ -67,20 +69,16 @@ fn bundle() -> BTreeMap<String, String> {
         ("etc/hosts", &format!("127.0.0.1 localhost # {SEALED}\n")),
         ("state/unused", ""),
     ]);
-    let places = Places {
-        config: Some(dir.path().join("copal.json")),
-        state_dir: dir.path().join("state"),
-        run_dir: dir.path().join("run"),
-        docker_host: None,
-        name_prefix: "copal".to_owned(),
-        os_config: dir.path().join("os.json"),
-    };
+    let places = places(dir.path());
     let config = json!({"spec": 1, "cloud_url": "https://cloud.example", "enrolment_token": format!("tok1.{ENROLMENT}"),
         "introduction": format!("int1.{INTRODUCTION}"), "name": "porch"});
     fs::write(dir.path().join("copal.json"), config.to_string()).unwrap();
     fs::create_dir(&places.run_dir).unwrap();
-    let status = json!({"reason": {"code": "crash_loop", "log_tail": [format!("connect {ENV}"), format!("PASSWORD={ARGUMENT}")]}});
+    let status = json!({"reason": {"code": "crash_loop", "log_tail": [format!("connect {ENV}"), format!("key {IN_FILE}"), format!("PASSWORD={ARGUMENT}")]}});
     fs::write(places.run_dir.join("status.json"), status.to_string()).unwrap();
+    let secrets = places.run_dir.join("secrets/5a5a/web");
+    fs::create_dir_all(&secrets).unwrap();
+    fs::write(secrets.join("key"), IN_FILE).unwrap();
     let engine = Engine::connect(Some("unix:///nonexistent/engine.sock"));
     let link = Link::None { cloud: None, why: String::new(), deaf: false };
     let deps = Deps { tree, ..Deps::new(places, Clock::default(), engine, link, false) };
@@ -144,7 +142,7 @@ fn what_support_needs_is_in_the_bundle() {
 #[test]
 fn a_bundle_of_too_much_is_cut() {
     let mut noisy = container();
-    noisy.whole["Noise"] = "x".repeat(3 * MOST_OF_ONE).into();
+    noisy.whole = serde_json::to_vec(&json!({"Noise": "x".repeat(3 * MOST_OF_ONE)})).unwrap();
     let many = (0..30).map(|n| {
         let mut one = container();
         one.whole = noisy.whole.clone();
@@ -152,14 +150,7 @@ fn a_bundle_of_too_much_is_cut() {
         one
     });
     let (dir, tree) = plant(&[]);
-    let places = Places {
-        config: None,
-        state_dir: dir.path().to_owned(),
-        run_dir: dir.path().to_owned(),
-        docker_host: None,
-        name_prefix: "copal".to_owned(),
-        os_config: dir.path().join("os.json"),
-    };
+    let places = places(dir.path());
     let engine = Engine::connect(Some("unix:///nonexistent/engine.sock"));
     let link = Link::None { cloud: None, why: String::new(), deaf: false };
     let deps = Deps { tree, ..Deps::new(places, Clock::default(), engine, link, false) };

@@ -26,8 +26,19 @@ pub struct Seen {
     pub name: Option<String>,
     /// Its addresses by `/etc/hosts`.
     pub hosts: Vec<String>,
-    /// Name servers and what each said, with milliseconds; or why there are none.
-    pub servers: Result<Vec<(IpAddr, Result<Vec<IpAddr>, String>, i64)>, String>,
+    /// Name servers; or why there are none.
+    pub servers: Result<Vec<Server>, String>,
+}
+
+/// A name server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// Where.
+    pub ip: IpAddr,
+    /// The addresses it gave, or why it did not answer.
+    pub said: Result<Vec<IpAddr>, String>,
+    /// Milliseconds until then.
+    pub ms: i64,
 }
 
 /// Looks, and asks.
@@ -47,7 +58,11 @@ pub async fn read(tree: &Tree, bases: &[String]) -> Seen {
             async move {
                 let began = Instant::now();
                 let said = ask_server(server, &asked, PATIENCE).await;
-                (server, said, i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX))
+                Server {
+                    ip: server,
+                    said,
+                    ms: i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX),
+                }
             }
         }))
         .await),
@@ -97,7 +112,7 @@ fn in_hosts(text: &str, name: &str) -> Vec<String> {
 pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
     let none = Vec::new();
     let servers = seen.servers.as_ref().unwrap_or(&none);
-    let found = servers.iter().find_map(|(_, said, _)| said.as_ref().ok().filter(|found| !found.is_empty()));
+    let found = servers.iter().find_map(|s| s.said.as_ref().ok().filter(|found| !found.is_empty()));
     let mut results = Vec::new();
     let summary = match (&seen.name, found, &seen.servers) {
         (None, ..) => {
@@ -113,7 +128,7 @@ pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
         (Some(_), None, Err(why)) => ProbeResult::new(NAME, Verdict::Failed, why)
             .advice("see that DHCP gives name servers, or set them where the network is set up"),
         (Some(name), None, Ok(servers)) => {
-            let unknown = servers.iter().any(|(_, said, _)| said.is_ok());
+            let unknown = servers.iter().any(|s| s.said.is_ok());
             let (detail, advice) = if unknown {
                 (
                     "the name servers know no such name",
@@ -129,8 +144,8 @@ pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
         }
     };
     results.push(summary);
-    results.extend(servers.iter().map(|(server, said, ms)| {
-        let subject = server.to_string();
+    results.extend(servers.iter().map(|Server { ip, said, ms }| {
+        let subject = ip.to_string();
         match said {
             Ok(_) => {
                 let verdict = if *ms > SLOW { Verdict::Warning } else { Verdict::Ok };
@@ -158,11 +173,14 @@ pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
 mod tests {
     use super::{super::tests::plant, *};
 
-    fn seen(name: Option<&str>, servers: Result<Vec<(&str, Result<usize, &str>, i64)>, &str>) -> Seen {
+    /// Address, how many addresses it gave or why none, milliseconds.
+    type Asked<'a> = (&'a str, Result<usize, &'a str>, i64);
+
+    fn seen(name: Option<&str>, servers: Result<Vec<Asked<'_>>, &str>) -> Seen {
         let servers = servers.map_err(str::to_owned).map(|servers| {
-            let one = |(server, said, ms): (&str, Result<usize, &str>, i64)| {
+            let one = |(server, said, ms): Asked<'_>| {
                 let said = said.map(|n| vec![IpAddr::from([192, 0, 2, 1]); n]).map_err(str::to_owned);
-                (server.parse().unwrap(), said, ms)
+                Server { ip: server.parse().unwrap(), said, ms }
             };
             servers.into_iter().map(one).collect()
         });

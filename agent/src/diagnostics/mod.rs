@@ -276,6 +276,21 @@ pub(crate) mod tests {
         (dir, tree)
     }
 
+    /// Everything below one folder.
+    pub(crate) fn places(dir: &std::path::Path) -> Places {
+        Places {
+            config: Some(dir.join("copal.json")),
+            state_dir: dir.join("state"),
+            run_dir: dir.join("run"),
+            docker_host: Some(format!("unix://{}/engine.sock", dir.display())),
+            name_prefix: "copal".to_owned(),
+            os_config: dir.join("os.json"),
+            policy: dir.join("policy.toml"),
+            max_bytes_month: None,
+            reboot_command: "false".to_owned(),
+        }
+    }
+
     /// Of a device on which all is well.
     pub(crate) fn status() -> Status {
         let keys = OwnerKeys::fixed();

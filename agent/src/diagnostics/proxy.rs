@@ -6,6 +6,7 @@ use copal_protocol::diagnosis::{ProbeResult, Unit, Verdict};
 use tokio::net::TcpStream;
 
 use super::{dns, redact::without_userinfo, tree::Tree};
+use crate::settings::is_loopback;
 
 pub(super) const NAME: &str = "proxy";
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -17,6 +18,11 @@ const VARIABLES: &[&str] = &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_pro
 pub enum Seen {
     /// None is set.
     None,
+    /// One is set that the way to the cloud does not go by.
+    Unused {
+        /// The variable.
+        variable: &'static str,
+    },
     /// One is set that cannot be understood.
     Wrong {
         /// The variable.
@@ -36,10 +42,14 @@ pub enum Seen {
 }
 
 /// Looks, and connects. `environment` gives a variable's value.
-pub async fn read(tree: &Tree, environment: impl Fn(&str) -> Option<String>) -> Seen {
+pub async fn read(tree: &Tree, environment: impl Fn(&str) -> Option<String>, bases: &[String]) -> Seen {
     let set =
         VARIABLES.iter().find_map(|name| Some((*name, environment(name).filter(|v| !v.trim().is_empty())?)));
     let Some((variable, value)) = set else { return Seen::None };
+    let exempt = environment("NO_PROXY").or_else(|| environment("no_proxy")).unwrap_or_default();
+    if !bases.is_empty() && bases.iter().all(|base| is_exempt(base, &exempt)) {
+        return Seen::Unused { variable };
+    }
     let value = value.trim();
     let whole = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
     let shown = without_userinfo(&whole);
@@ -68,11 +78,29 @@ pub async fn read(tree: &Tree, environment: impl Fn(&str) -> Option<String>) -> 
     Seen::Set { variable, shown, answered }
 }
 
+/// Whether this URL is reached without the proxy: it is this machine's own, or `NO_PROXY` names it or a domain it is in.
+fn is_exempt(base: &str, exempt: &str) -> bool {
+    let Some(host) = base.parse::<http::Uri>().ok().and_then(|uri| Some(uri.host()?.to_ascii_lowercase()))
+    else {
+        return false;
+    };
+    let named = |word: &str| {
+        let word = word.trim().trim_start_matches('.').to_ascii_lowercase();
+        !word.is_empty() && (word == "*" || host == word || host.ends_with(&format!(".{word}")))
+    };
+    is_loopback(&host) || exempt.split(',').any(named)
+}
+
 /// Judges.
 #[must_use]
 pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
     vec![match seen {
         Seen::None => ProbeResult::new(NAME, Verdict::Ok, "no proxy is set"),
+        Seen::Unused { variable } => ProbeResult::new(
+            NAME,
+            Verdict::Ok,
+            &format!("{variable} is set; the way to the cloud does not go by it"),
+        ),
         Seen::Wrong { variable, shown } => ProbeResult::new(
             NAME,
             Verdict::Failed,
@@ -97,14 +125,15 @@ mod tests {
 
     async fn with(value: &str) -> (Seen, ProbeResult) {
         let (value, (_dir, tree)) = (value.to_owned(), super::super::tests::plant(&[]));
-        let seen = read(&tree, move |name| (name == "https_proxy").then(|| value.clone())).await;
+        let bases = ["https://cloud.example".to_owned()];
+        let seen = read(&tree, move |name| (name == "https_proxy").then(|| value.clone()), &bases).await;
         let result = judge(&seen).remove(0);
         (seen, result)
     }
 
     #[tokio::test]
     async fn a_proxy_that_is_away_fails_and_its_password_is_not_told() {
-        assert_eq!(judge(&read(&Tree::new("/nonexistent"), |_| None).await)[0].verdict, Verdict::Ok);
+        assert_eq!(judge(&read(&Tree::new("/nonexistent"), |_| None, &[]).await)[0].verdict, Verdict::Ok);
         assert_eq!(with(" ").await.0, Seen::None);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -120,6 +149,22 @@ mod tests {
             let (_, result) = with(&value).await;
             assert_eq!(result.verdict, Verdict::Failed, "{result:?}");
             assert!(!result.detail.contains("hunter2"), "{result:?}");
+        }
+    }
+
+    #[test]
+    fn who_is_exempt_is_found_by_name_and_domain() {
+        for (base, exempt, is) in [
+            ("https://cloud.example:8443", "", false),
+            ("https://cloud.example:8443", "other.example, Cloud.example", true),
+            ("https://cloud.example", ".example", true),
+            ("https://cloud.example", "ud.example", false),
+            ("https://cloud.example", "*", true),
+            ("http://127.0.0.1:80", "", true),
+            ("https://[::1]", "", true),
+            ("nonsense", "", false),
+        ] {
+            assert_eq!(is_exempt(base, exempt), is, "{base} {exempt}");
         }
     }
 }

@@ -51,7 +51,10 @@ impl<'a> Round<'a> {
                 self.of_files(name, |tree| network::judge(&network::read(tree, &network::addresses())))
             }
             dns::NAME => async { dns::judge(&dns::read(&deps.tree, &deps.bases()).await) }.boxed(),
-            proxy::NAME => async { proxy::judge(&proxy::read(&deps.tree, deps.environment).await) }.boxed(),
+            proxy::NAME => {
+                async { proxy::judge(&proxy::read(&deps.tree, deps.environment, &deps.bases()).await) }
+                    .boxed()
+            }
             cloud::NAME => async { cloud::judge(&cloud::read(&deps.link).await) }.boxed(),
             registry::NAME => async { registry::judge(&registry::read(&deps.link).await) }.boxed(),
             engine::NAME => self.engine().boxed(),
@@ -73,7 +76,7 @@ impl<'a> Round<'a> {
 
     async fn containers(&self) -> &Result<Vec<Inspection>, EngineError> {
         let looking = async {
-            match tokio::time::timeout(ENGINE, self.deps.engine.look(&self.deps.whose())).await {
+            match tokio::time::timeout(ENGINE, self.deps.engine.look(&self.deps.whose(), false)).await {
                 Ok(found) => found,
                 Err(_) => {
                     Err(EngineError::Timeout { what: "looking at containers".to_owned(), after: ENGINE })
@@ -172,7 +175,7 @@ impl<'a> Round<'a> {
             Ok(None) => slots::Seen::NotOurs,
             Err(why) => slots::Seen::Unknown(why),
             Ok(Some(_)) => match self.status().await {
-                Ok(Status { host: Some(host), .. }) => slots::Seen::Told(host.clone()),
+                Ok(Status { host: Some(host), .. }) => slots::Seen::Told(Box::new(host.clone())),
                 Ok(_) => slots::Seen::Unknown("the agent says nothing of them".to_owned()),
                 Err(why) => slots::Seen::Unknown(why.to_owned()),
             },

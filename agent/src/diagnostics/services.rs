@@ -35,6 +35,8 @@ pub struct Service {
     pub check: Option<(i64, String)>,
     /// What the agent says of it, where it says something.
     pub told: Option<ServiceState>,
+    /// A person stopped it, and it stays so.
+    pub stopped: bool,
 }
 
 /// Puts together what the engine shows and what the agent says.
@@ -49,11 +51,14 @@ pub fn read(found: &[Inspection], status: Option<&Status>) -> Vec<Service> {
         restarts: 0,
         check: None,
         told: None,
+        stopped: false,
     };
     for (app, line) in status.iter().flat_map(|s| &s.apps) {
+        let stopped = line.reason.as_ref().filter(|reason| reason.code == "stopped");
         for (name, service) in &line.services {
             let key = (app.to_string(), name.to_string());
-            services.insert(key, Service { told: Some(service.state), ..empty(name.as_str()) });
+            let stopped = stopped.is_some_and(|reason| reason.service.as_ref() == Some(name));
+            services.insert(key, Service { told: Some(service.state), stopped, ..empty(name.as_str()) });
         }
     }
     for one in found {
@@ -74,6 +79,7 @@ pub fn read(found: &[Inspection], status: Option<&Status>) -> Vec<Service> {
             restarts: container.restarts,
             check: one.last_check.as_ref().map(|(code, output)| (*code, cut(&redactor.text(output)))),
             told: service.told,
+            stopped: service.stopped,
         };
     }
     let several = services.keys().map(|(app, _)| app).collect::<std::collections::BTreeSet<_>>().len() > 1;
@@ -112,6 +118,9 @@ fn one(service: &Service) -> ProbeResult {
     let check = check.unwrap_or_default();
     let completed = service.told == Some(ServiceState::Completed);
     let (verdict, detail, advice) = match (service.state, service.health) {
+        (None | Some(RunState::Exited | RunState::Created), _) if service.stopped => {
+            (Verdict::Ok, "a person stopped it, and it stays so until it is started again".to_owned(), "")
+        }
         (None, _) if completed => (Verdict::Ok, "ended, as it was meant to".to_owned(), ""),
         (None, _) if service.told == Some(ServiceState::Downloading) => {
             (Verdict::Ok, "its image is on its way".to_owned(), "")
@@ -176,7 +185,7 @@ mod tests {
         told: Option<ServiceState>,
     ) -> Service {
         let check = Some((1, "connection refused".to_owned()));
-        Service { name: "web".to_owned(), state, health, exit_code: 7, restarts, check, told }
+        Service { name: "web".to_owned(), state, health, exit_code: 7, restarts, check, told, stopped: false }
     }
 
     #[test]
@@ -206,6 +215,10 @@ mod tests {
             assert!(result.detail.contains(word), "{result:?}");
             assert_eq!(result.advice.is_empty(), verdict == Verdict::Ok, "{result:?}");
         }
+        let stopped = Service { stopped: true, ..service(Some(Exited), Health::None, 0, None) };
+        assert_eq!(judge(&[stopped])[0].verdict, Verdict::Ok);
+        let runs_on = Service { stopped: true, ..service(Some(Running), Health::Unhealthy, 0, None) };
+        assert_eq!(judge(&[runs_on])[0].verdict, Verdict::Failed);
         assert_eq!(judge(&[])[0].verdict, Verdict::Ok);
     }
 

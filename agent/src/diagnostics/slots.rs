@@ -15,7 +15,7 @@ pub enum Seen {
     /// This device's operating system is not Copal's.
     NotOurs,
     /// It is; the agent says this of it.
-    Told(HostReport),
+    Told(Box<HostReport>),
     /// It is, and nothing is known.
     Unknown(String),
 }
@@ -85,7 +85,7 @@ mod tests {
             ("a".to_owned(), slot(SlotState::Committed, true)),
             ("b".to_owned(), slot(b, false)),
         ]);
-        Seen::Told(HostReport {
+        Seen::Told(Box::new(HostReport {
             backend: "grub".to_owned(),
             slots,
             release: None,
@@ -93,7 +93,7 @@ mod tests {
             reason: why.map(|code| reason(code, "so it is")),
             progress: None,
             failed: None,
-        })
+        }))
     }
 
     #[test]

@@ -94,19 +94,8 @@ proptest! {
     }
 }
 
-fn places(dir: &std::path::Path) -> Places {
-    Places {
-        config: Some(dir.join("copal.json")),
-        state_dir: dir.join("state"),
-        run_dir: dir.join("run"),
-        docker_host: Some(format!("unix://{}/engine.sock", dir.display())),
-        name_prefix: "copal".to_owned(),
-        os_config: dir.join("os.json"),
-    }
-}
-
 fn bare(dir: &std::path::Path) -> Deps {
-    let places = places(dir);
+    let places = tests::places(dir);
     let engine = Engine::connect(places.docker_host.as_deref());
     let link = Link::None { cloud: None, why: "there is no copal.json".to_owned(), deaf: false };
     let mut deps = Deps::new(places, Clock::default(), engine, link, false);

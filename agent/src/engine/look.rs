@@ -32,8 +32,8 @@ pub struct Inspection {
     pub last_check: Option<(i64, String)>,
     /// Its variables, `NAME=VALUE`.
     pub env: Vec<String>,
-    /// All the engine says, as JSON.
-    pub whole: serde_json::Value,
+    /// All the engine says, as JSON; empty where it was not asked for.
+    pub whole: Vec<u8>,
 }
 
 /// The engine at large.
@@ -62,11 +62,11 @@ pub struct EngineInfo {
 }
 
 impl Engine {
-    /// The containers of an agent, looked at closely; at most 256.
+    /// The containers of an agent, looked at closely; at most 256. `whole`: with all the engine says of each.
     ///
     /// # Errors
     /// As the engine says.
-    pub async fn look(&self, whose: &Whose) -> Result<Vec<Inspection>, EngineError> {
+    pub async fn look(&self, whose: &Whose, whole: bool) -> Result<Vec<Inspection>, EngineError> {
         let label = match whose {
             Whose::Instance(instance) => format!("{}={instance}", labels::INSTANCE),
             Whose::Prefix(_) => labels::INSTANCE.to_owned(),
@@ -91,7 +91,7 @@ impl Engine {
             }
         }
         let mut found: Vec<Inspection> = stream::iter(ids)
-            .map(|id| async move { self.closely(id).await })
+            .map(|id| async move { self.closely(id, whole).await })
             .boxed()
             .buffer_unordered(AT_ONCE)
             .try_filter_map(|found| async move { Ok(found) })
@@ -101,7 +101,7 @@ impl Engine {
         Ok(found)
     }
 
-    async fn closely(&self, id: String) -> Result<Option<Inspection>, EngineError> {
+    async fn closely(&self, id: String, whole: bool) -> Result<Option<Inspection>, EngineError> {
         let answer = self
             .call("inspecting a container", READ, |d| async move {
                 d.inspect_container(&id, None::<InspectContainerOptions>).await
@@ -118,7 +118,7 @@ impl Engine {
             oom_killed: state.and_then(|s| s.oom_killed).unwrap_or(false),
             last_check: log.map(|l| (l.exit_code.unwrap_or(0), l.output.clone().unwrap_or_default())),
             env: answer.config.as_ref().and_then(|c| c.env.clone()).unwrap_or_default(),
-            whole: serde_json::to_value(&answer).unwrap_or_default(),
+            whole: if whole { serde_json::to_vec(&answer).unwrap_or_default() } else { Vec::new() },
             container: describe(answer),
         }))
     }
