@@ -1,5 +1,6 @@
 //! The words: every command, option and help text. What they do stands in [`crate::commands`].
 
+mod acts;
 mod bundle;
 mod os;
 mod owner;
@@ -8,6 +9,7 @@ mod work;
 
 use std::path::PathBuf;
 
+pub use acts::{ActCommand, How, OneService};
 pub use bundle::{AgentCommand, BundleCommand, BundleCreate, BundleWords, Floor};
 use clap::{Args, Parser, Subcommand};
 pub use os::{OsCommand, OsDeploy, OsRelease, OsWithdraw, Place, WindowArg};

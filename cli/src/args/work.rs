@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use copal_filter::Filter;
 
+use super::acts::ActCommand;
+
 /// Devices.
 #[derive(Debug, Subcommand)]
 pub enum DeviceCommand {
@@ -77,6 +79,9 @@ pub enum DeviceCommand {
         #[arg(long, default_value_t = 50)]
         limit: usize,
     },
+    /// Acts
+    #[command(flatten)]
+    Act(ActCommand),
     /// Enrolment tokens of a fleet that still let devices in
     #[command(subcommand)]
     Tokens(EnrolmentCommand),

@@ -76,6 +76,7 @@ pub(super) async fn run(ctx: &Context, command: DeviceCommand) -> Result<()> {
             });
             Ok(())
         }
+        DeviceCommand::Act(command) => Box::pin(super::acts::run(ctx, &api, command)).await,
         DeviceCommand::Tokens(command) => tokens(ctx, &api, command).await,
         DeviceCommand::Cards(command) => cards(ctx, &api, command).await,
     }

@@ -1,6 +1,7 @@
 //! One file a group of commands: what was asked comes in, the rooms of the crate decide, the result is printed.
 
 mod account;
+mod acts;
 mod audit;
 mod builds;
 mod devices;
