@@ -321,6 +321,23 @@ async fn while_a_channel_is_up_polls_rest_and_a_hint_ends_the_rest() {
 }
 
 #[tokio::test]
+async fn a_pause_keeps_what_is_new_from_being_installed_and_its_end_lets_it() {
+    let mut cloud = Cloud::start(Mode::Takes).await;
+    let agent = Agent::start(&cloud);
+    let mut socket = cloud.channel().await;
+    agent.up(true).await;
+    let pause = |paused| agent.running.nudges.send_modify(|n| n.paused = paused);
+    pause(true);
+    let hash = cloud.cloud.deploy(1, 10);
+    socket.say(&CloudFrame::Hint { etag: Some(hash) }).await;
+    let app = cloud.cloud.app();
+    let target = agent.running.target("paused", |t| t.paused && t.apps.contains_key(&app)).await;
+    assert!(!target.may_install);
+    pause(false);
+    agent.running.runs(app, hash).await;
+}
+
+#[tokio::test]
 async fn losing_the_channel_returns_to_polls_at_once_and_it_comes_back() {
     let mut cloud = Cloud::start(Mode::Takes).await;
     let agent = Agent::start(&cloud);

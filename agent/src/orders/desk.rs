@@ -110,7 +110,7 @@ async fn refuse_all(acks: &Acks, mut commands: mpsc::Receiver<Received>, error: 
     while let Some(Received { command, .. }) = commands.recv().await {
         acks.push(End::not(AckState::Rejected, error.code(), error.to_string()).ack(command.id));
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 impl Desk {

@@ -142,3 +142,34 @@ async fn reboot(command: Vec<String>) -> Result<String, Reason> {
     tokio::time::sleep(REBOOT).await;
     Err(reason("os_reboot", "the device was told to restart and did not: restart it by hand"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(script: &str) -> Vec<String> {
+        ["sh", "-c", script].map(str::to_owned).to_vec()
+    }
+
+    #[tokio::test]
+    async fn the_command_that_restarts_runs_and_a_restart_that_does_not_come_is_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let ran = dir.path().join("ran");
+        let command = words(&format!("touch {}", ran.display()));
+        let restart = tokio::spawn(reboot(command));
+        while !ran.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!restart.is_finished(), "it waits for its end");
+        restart.abort();
+        for (command, word) in [
+            (words("exit 3"), "exit status: 3"),
+            (vec!["/no/such".to_owned()], "No such file"),
+            (Vec::new(), "no command"),
+        ] {
+            let why = reboot(command).await.unwrap_err();
+            assert_eq!(why.code, "os_reboot");
+            assert!(why.message.contains(word), "{}", why.message);
+        }
+    }
+}

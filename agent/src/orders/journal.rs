@@ -13,7 +13,7 @@ use serde_json::Value;
 
 /// The most commands remembered.
 pub const KEPT: usize = 64;
-/// The most characters of a message that are kept.
+/// The most characters of a message.
 const MESSAGE: usize = 500;
 
 /// Everything remembered.
@@ -66,13 +66,13 @@ impl End {
     /// A good one.
     #[must_use]
     pub fn done(message: impl Into<String>) -> Self {
-        Self { state: AckState::Done, code: None, message: message.into(), result: None }
+        Self { state: AckState::Done, code: None, message: bounded(message.into()), result: None }
     }
 
     /// Another.
     #[must_use]
     pub fn not(state: AckState, code: &str, message: impl Into<String>) -> Self {
-        Self { state, code: Some(code.to_owned()), message: message.into(), result: None }
+        Self { state, code: Some(code.to_owned()), message: bounded(message.into()), result: None }
     }
 
     /// As it is told.
@@ -131,14 +131,13 @@ impl Journal {
             let gone = self.entries.remove(at);
             self.forgotten_up_to = self.forgotten_up_to.max(gone.seq);
         }
-        let end = end.map(bounded);
         self.entries.push(Entry { id, seq, act, boot_id: boot_id.to_owned(), end, told: false });
     }
 
     /// Writes down how a command ended. The first end counts.
     pub fn end(&mut self, id: CommandId, end: End) {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.id == id && entry.end.is_none()) {
-            entry.end = Some(bounded(end));
+            entry.end = Some(end);
         }
     }
 
@@ -180,11 +179,12 @@ impl Journal {
     }
 }
 
-fn bounded(mut end: End) -> End {
-    if let Some((at, _)) = end.message.char_indices().nth(MESSAGE) {
-        end.message.truncate(at);
+/// What is told now and what is told from the journal later are the same.
+fn bounded(mut message: String) -> String {
+    if let Some((at, _)) = message.char_indices().nth(MESSAGE) {
+        message.truncate(at);
     }
-    end
+    message
 }
 
 #[cfg(test)]

@@ -6,13 +6,13 @@ use copal_protocol::ids::{AppId, Name};
 use serde_json::json;
 
 use super::{
-    Policy,
+    Action, Lane, Policy, Step, Which,
     offline::{self, TargetFile},
     plan,
     wanted::{Context, Wanted},
 };
 use crate::{
-    engine::{ImageId, RunState},
+    engine::{Health, ImageId, RunState},
     observe::{Seen, State},
 };
 
@@ -133,6 +133,53 @@ fn what_is_as_wanted_is_left_alone() {
     let init = &mut seen(&mut state, "init")[0].container;
     init.exit_code = 1;
     assert_eq!(text(&state, &want), "nothing to do\n", "one that failed is judged, not repeated");
+}
+
+#[test]
+fn a_service_that_a_person_stopped_is_stopped_and_left_so() {
+    let want = wanted(&three("web1"));
+    let mut state = realised(&want);
+    let held = Policy { prefix: "copal".into(), held: [(app(), name("web"))].into(), ..Policy::default() };
+    let stop = plan(&state, &want, &held);
+    let app_plan = &stop.apps[&app()];
+    let web = &app_plan.lanes[&Lane::Service(name("web"))];
+    let id = seen(&mut state, "web")[0].container.id.clone();
+    assert_eq!(web.steps, [Step { action: Action::Stop { id, grace_s: 10 }, after: Vec::new() }]);
+    assert_eq!(stop.steps(), 1, "{stop}");
+    seen(&mut state, "web")[0].container.state = RunState::Exited;
+    assert!(plan(&state, &want, &held).is_empty());
+    // Nor is it made where it is gone.
+    seen(&mut state, "web").clear();
+    assert!(plan(&with_images(state.clone(), &want), &want, &held).is_empty());
+    assert!(!plan(&state, &want, &Policy { held: Default::default(), ..held }).is_empty());
+}
+
+#[test]
+fn a_restart_is_planned_for_the_run_it_was_asked_of_and_for_no_other() {
+    let want = wanted(&three("web1"));
+    let mut state = realised(&want);
+    // What it depends on is not well: a person wants it restarted all the same.
+    seen(&mut state, "db")[0].container.health = Health::Unhealthy;
+    let container = seen(&mut state, "web")[0].container.clone();
+    let policy = Policy {
+        prefix: "copal".into(),
+        restart: [((app(), name("web")), (container.id.clone(), container.started_at.clone()))].into(),
+        ..Policy::default()
+    };
+    let steps = |state: &State| -> Vec<Action> {
+        let plan = plan(state, &want, &policy);
+        let lanes = plan.apps.get(&app()).map(|a| a.lanes.clone()).unwrap_or_default();
+        lanes.into_values().flat_map(|lane| lane.steps).map(|step| step.action).collect()
+    };
+    let id = container.id;
+    let start = Action::Start(Which::Id(id.clone()));
+    assert_eq!(steps(&state), [Action::Stop { id, grace_s: 10 }, start.clone()]);
+    // Cut short between the two.
+    seen(&mut state, "web")[0].container.state = RunState::Exited;
+    assert_eq!(steps(&state), [start]);
+    let again = &mut seen(&mut state, "web")[0].container;
+    (again.state, again.started_at) = (RunState::Running, "later".into());
+    assert_eq!(steps(&state), []);
 }
 
 #[test]

@@ -167,3 +167,20 @@ async fn dying_anywhere_in_a_purge_ends_running() {
     }
     panic!("never came to an end");
 }
+
+#[tokio::test(start_paused = true)]
+async fn while_updates_are_paused_that_is_the_reason_and_what_runs_goes_on() {
+    let device = Device::installed(&[three("web1", "runs")]).await;
+    let next = |paused: bool| {
+        let target = (*target(&[three("web2", "runs")], 2)).clone();
+        Arc::new(Target { may_install: !paused, paused, ..target })
+    };
+    device.set(next(true));
+    device.until("said", |d| d.code() == "paused").await;
+    device.rest().await;
+    assert_eq!(device.runs(), V1);
+    // What is asked of services is done meanwhile.
+    device.ask(Ask::Restart(name("web"))).await.unwrap();
+    device.set(next(false));
+    device.until("updated", |d| d.applied() == Some(2)).await;
+}

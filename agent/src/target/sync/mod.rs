@@ -529,7 +529,7 @@ impl Sync {
 /// Waits until something is heard; for ever where nobody speaks any more.
 async fn nudged(nudges: &mut watch::Receiver<Nudges>) {
     if nudges.changed().await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
