@@ -283,7 +283,8 @@ mod tests {
 
     #[test]
     fn a_changed_row_is_seen_whatever_of_it_was_changed() {
-        let change: [(&str, fn(&mut Entry)); 7] = [
+        type Change = fn(&mut Entry);
+        let changes: [(&str, Change); 7] = [
             ("at", |e| e.at -= 1),
             ("who", |e| e.who = "bob@example.org".to_owned()),
             ("from", |e| e.from.clear()),
@@ -292,7 +293,7 @@ mod tests {
             ("why", |e| e.why = "asked to".to_owned()),
             ("detail", |e| e.detail["a"] = json!(false)),
         ];
-        for (what, change) in change {
+        for (what, change) in changes {
             let mut rows = log(6);
             change(&mut rows[2].entry);
             assert_eq!(broken(&rows), Some((3, How::Changed)), "{what}");

@@ -17,9 +17,9 @@ async fn devices_are_listed_by_a_filter_and_a_wrong_one_says_where() {
         items.iter().map(|d| d["device_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
     let (one, two) = (one.id.to_string(), two.id.to_string());
-    assert_eq!(list("filter=tag.site%20%3D%20paris").await, [two.clone()]);
-    assert_eq!(list("filter=online&filter=name%20~%20*-1").await, [one.clone()], "both must hold");
-    assert_eq!(list("filter=online&tag=site=paris").await, [two.clone()]);
+    assert_eq!(list("filter=tag.site%20%3D%20paris").await, [two.as_str()]);
+    assert_eq!(list("filter=online&filter=name%20~%20*-1").await, [one.as_str()], "both must hold");
+    assert_eq!(list("filter=online&tag=site=paris").await, [two.as_str()]);
     assert_eq!(list("filter=reason%20=%20no_release%20and%20not%20on_target").await.len(), 2);
     assert_eq!(list("filter=last_seen%20%3E%202h").await, [] as [String; 0]);
     assert_eq!(list("filter=").await.len(), 2);
