@@ -47,6 +47,7 @@ pub(crate) fn advice(code: &str) -> Option<&'static str> {
         "rolled_back" | "parked" => {
             "Fix the release and push again, or try this one again: `copal device retry`."
         }
+        "paused" => "A person paused its updates; let it go on: `copal device resume`.",
         "awaiting_signature" => "Sign it: `copal release sign`.",
         "incompatible" => {
             "Deploy a release made for this kind of device, or move the device to another fleet."
