@@ -222,6 +222,50 @@ mod tests {
         assert_eq!(judge(&[])[0].verdict, Verdict::Ok);
     }
 
+    fn found(app: &str, service: &str, name: &str, state: RunState) -> Inspection {
+        let labels = [(labels::APP, app), (labels::SERVICE, service)];
+        let container = serde_json::json!({"id": name, "name": name, "image": "sha256:1", "state": state,
+            "labels": BTreeMap::from(labels)});
+        Inspection {
+            container: serde_json::from_value(container).unwrap(),
+            oom_killed: false,
+            last_check: Some((1, "login with hunter2-planted\nfailed".to_owned())),
+            env: vec!["KEY=hunter2-planted".to_owned()],
+            whole: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_runs_and_what_is_missing_is_put_together_without_secrets() {
+        let keys = copal_protocol::testing::OwnerKeys::fixed();
+        let app = keys.app_id.to_string();
+        let report = |state: &str| serde_json::json!({"config_digest": null, "state": state});
+        let services =
+            serde_json::json!({"web": report("running"), "gone": report("absent"), "held": report("exited")});
+        let line = serde_json::json!({"committed": null, "target": null, "services": services,
+            "reason": {"code": "stopped", "message": "so it is", "service": "held"}});
+        let mut status = crate::diagnostics::tests::status();
+        status.apps = serde_json::from_value(serde_json::json!({app.clone(): line})).unwrap();
+        let seen = [
+            found(&app, "web", "new", RunState::Running),
+            found(&app, "web", "old", RunState::Exited),
+            found(&app, "held", "held", RunState::Exited),
+        ];
+        let services = read(&seen, Some(&status));
+        let told: Vec<_> = services.iter().map(|s| (s.name.as_str(), s.state, s.stopped)).collect();
+        let (running, exited) = (Some(RunState::Running), Some(RunState::Exited));
+        assert_eq!(told, [("gone", None, false), ("held", exited, true), ("web", running, false)]);
+        assert_eq!(services[2].check, Some((1, "login with (redacted) failed".to_owned())));
+
+        let other = "5a5a5a5a112233445566778899aabbcc";
+        let both = read(
+            &[found(&app, "web", "a", RunState::Running), found(other, "web", "b", RunState::Running)],
+            None,
+        );
+        let names: Vec<&str> = both.iter().map(|s| s.name.as_str()).collect();
+        assert!(names.contains(&"5a5a5a5a/web") && names.len() == 2, "{names:?}");
+    }
+
     #[test]
     fn a_checks_output_is_one_short_line() {
         assert_eq!(cut("a\n  b\t c"), "a b c");

@@ -27,6 +27,8 @@ pub fn standing(code: &str) -> Standing {
         "downloading" | "starting" | "trial" | "os_downloading" | "os_verifying" | "os_trial"
         | "agent_downloading" | "agent_trial" => Standing::Moving,
         "locked"
+        | "paused"
+        | "stopped"
         | "not_fresh"
         | "no_assignment"
         | "waiting_not_before"
