@@ -41,7 +41,7 @@ pub enum Shed {
     Nothing,
     /// Telemetry: nine tenths of the budget are used.
     Telemetry,
-    /// Telemetry, and pings are as seldom as can be: all of it is used. Commands and events still go.
+    /// Telemetry, and pings are as seldom as the cloud suffers: all of it is used. Commands and events still go.
     Pings,
 }
 

@@ -95,6 +95,8 @@ struct Line {
     reconnect: Reconnect,
     /// What the cloud asks for between pings.
     ping: Duration,
+    /// After so long without a word the cloud ends the channel.
+    lease: Duration,
 }
 
 impl Line {
@@ -105,6 +107,7 @@ impl Line {
     fn welcome(&mut self, welcome: &Welcome) {
         tracing::info!(epoch = welcome.epoch, ping_s = welcome.ping_s, "the channel is up");
         self.ping = Duration::from_secs(welcome.ping_s.max(1).into());
+        self.lease = Duration::from_secs(welcome.lease_s.into());
         self.reconnect.set_window(Duration::from_secs(welcome.reconnect_window_s.into()));
     }
 }
@@ -124,6 +127,7 @@ pub async fn run(deps: Deps) {
         keepalive: Keepalive::new(pace.keepalive),
         reconnect: Reconnect::new(&pace),
         ping: pace.keepalive.1,
+        lease: Duration::ZERO,
         pace,
     };
     tokio::time::sleep(share(line.pace.first, random())).await;

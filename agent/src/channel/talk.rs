@@ -76,6 +76,8 @@ impl Talk {
                 taken.reply = Some(DeviceFrame::Closed(closed));
             }
             CloudFrame::Bye { code, retry_within_s } => {
+                // It goes into the log.
+                let code = code.chars().take(64).collect();
                 taken.bye = Some(Bye { code, within: Duration::from_secs(retry_within_s.into()) });
             }
             // Nothing was sent that they could speak of.

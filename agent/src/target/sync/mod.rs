@@ -35,6 +35,8 @@ use crate::{
 
 /// After one poll the cloud did not hold.
 const SHORTLY: Duration = Duration::from_secs(2);
+/// Between two polls, however often somebody nudges.
+const APART: Duration = Duration::from_millis(50);
 const DAY: Duration = Duration::from_secs(86_400);
 
 /// How often what is asked. The defaults are for the field; tests hurry.
@@ -189,7 +191,10 @@ impl Sync {
         let mut unheld = 0_u32;
         loop {
             self.hear();
-            match Box::pin(self.cycle()).await {
+            let apart = tokio::time::sleep(APART);
+            let cycle = Box::pin(self.cycle()).await;
+            apart.await;
+            match cycle {
                 // Something was heard while the cloud held the poll.
                 Ok(None) => {}
                 Ok(Some(held)) => {
