@@ -50,6 +50,7 @@ bundle plain
 ours 'copal, full (nothing to reuse)' plain - "$work/empty.img"
 ours 'copal, reuse, bundle made without --base' plain "$a" "$work/empty.img"
 bundle based --base "$a"
+ours 'copal, full, of the bundle made with --base' based - "$work/empty.img"
 ours 'copal, reuse, bundle made with --base' based "$a" "$work/empty.img"
 ours 'copal, same, over an older slot' based "$a" "$a"
 ours 'copal, installed already' based "$a" "$b"

@@ -2,7 +2,7 @@
 # Prints the numbers Copal holds itself to, each beside a peer or a limit. Nothing is asserted: machines differ.
 # The peer for an update is the distribution's docker-compose, doing the same change on the same engine in the same run.
 #
-#   tests/bench/run.sh [size] [plan] [poll] [idle] [mend] [update]     (no word: all)
+#   tests/bench/run.sh [size] [plan] [poll] [idle] [mend] [update] [fleet]     (no word: all)
 #
 # Ends with 1 where a measurement could not be made.
 set -euo pipefail

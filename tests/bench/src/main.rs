@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_precision_loss, reason = "a measuring program")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
 
+mod fleet;
 mod idle;
 mod mend;
 mod plan;
@@ -16,7 +17,7 @@ use std::{future::Future, process::ExitCode};
 
 use copal_e2e::{binary, engine};
 
-const WORDS: [&str; 6] = ["size", "plan", "poll", "idle", "mend", "update"];
+const WORDS: [&str; 7] = ["size", "plan", "poll", "idle", "mend", "update", "fleet"];
 
 /// A row of the table.
 pub(crate) struct Row {
@@ -125,5 +126,6 @@ async fn main() -> ExitCode {
     all &= measure("idle", idle::rows()).await;
     all &= measure("mend", mend::rows()).await;
     all &= measure("update", update::rows()).await;
+    all &= measure("fleet", fleet::rows()).await;
     if all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
