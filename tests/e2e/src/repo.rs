@@ -22,7 +22,11 @@ impl Repo {
         repo.git(&["init", "-q", "-b", "main"]);
         repo.git(&["config", "user.name", "Anna"]);
         repo.git(&["config", "user.email", "anna@example.org"]);
-        let url = cloud.url.replace("http://", &format!("http://anna:{}@", cloud.token));
+        let url = cloud.url.replacen("://", &format!("://anna:{}@", cloud.token), 1);
+        if cloud.pin.is_some() {
+            let authority = cloud.dir.path().join("tls/ca.crt");
+            repo.git(&["config", "http.sslCAInfo", authority.to_str().unwrap()]);
+        }
         repo.git(&["remote", "add", "copal", &format!("{url}/git/{fleet}.git")]);
         repo
     }

@@ -106,6 +106,10 @@ impl Device {
                     failures += 1;
                     window = Duration::from_secs(1) * 2_u32.pow(failures.min(8));
                     match why {
+                        NoChannel::LogIn => {
+                            self.mind().token_until = Instant::now();
+                            window = Duration::ZERO;
+                        }
                         NoChannel::Later => _ = shared.seen.refused.fetch_add(1, Relaxed),
                         NoChannel::Failed(error) => shared.seen.failed(&error),
                     }

@@ -65,10 +65,16 @@ pub struct Seen {
     news: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Moments {
     hinted: Vec<Instant>,
     applied: Vec<Instant>,
+}
+
+impl std::fmt::Debug for Moments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} hinted, {} applied", self.hinted.len(), self.applied.len())
+    }
 }
 
 impl Seen {

@@ -39,6 +39,8 @@ pub(crate) struct Link {
 pub(crate) enum NoChannel {
     /// The cloud is full at the moment.
     Later,
+    /// The token is none any more: a cloud that was started again knows no sessions.
+    LogIn,
     /// Anything else.
     Failed(anyhow::Error),
 }
@@ -87,6 +89,7 @@ impl Link {
             Err(tungstenite::Error::Http(answer)) if matches!(answer.status().as_u16(), 429 | 503) => {
                 Err(NoChannel::Later)
             }
+            Err(tungstenite::Error::Http(answer)) if answer.status().as_u16() == 401 => Err(NoChannel::LogIn),
             Err(error) => Err(NoChannel::Failed(error.into())),
         }
     }
