@@ -1,6 +1,6 @@
 //! One WebSocket, from its request to its end.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Instant};
+use std::{pin::pin, sync::Arc, time::Instant};
 
 use axum::{
     Extension,
@@ -233,23 +233,16 @@ impl Channel {
 }
 
 /// Waits until a channel is over.
-fn over<'a>(
-    app: &'a App,
-    entry: &'a Entry,
-    turn: Option<&'a Turn>,
-    cuts: u32,
-) -> impl Future<Output = &'static str> + Send + 'a {
-    async move {
-        loop {
-            let mut changed = pin!(entry.changed.notified());
-            changed.as_mut().enable();
-            if let Some(code) = frames::over(app, entry, turn, cuts) {
-                return code;
-            }
-            tokio::select! {
-                () = changed => {}
-                () = app.stopping.cancelled() => {}
-            }
+async fn over(app: &App, entry: &Entry, turn: Option<&Turn>, cuts: u32) -> &'static str {
+    loop {
+        let mut changed = pin!(entry.changed.notified());
+        changed.as_mut().enable();
+        if let Some(code) = frames::over(app, entry, turn, cuts) {
+            return code;
+        }
+        tokio::select! {
+            () = changed => {}
+            () = app.stopping.cancelled() => {}
         }
     }
 }

@@ -112,10 +112,7 @@ async fn of(devices: usize, with_bytes: bool) -> Vec<Row> {
         )
         .peer("one device every 0.05 s"),
         row(format!("deploy to {devices}: verified by the last"), format!("{:.2} s", at(&applied, 1.0))),
-        row(
-            format!("CPU of the cloud for that, each device"),
-            format!("{:.2} ms", cpu * 1e3 / devices as f64),
-        ),
+        row("CPU of the cloud for that, each device", format!("{:.2} ms", cpu * 1e3 / devices as f64)),
     ]);
 
     // The cloud dies and comes back at once.
