@@ -431,7 +431,7 @@ async fn die_everywhere(act: Act, boots: bool) -> BTreeMap<String, usize> {
         }
         match end.state {
             AckState::Done => {
-                assert!(times >= 1 || matches!(act, Act::Reboot {}), "{what}: said done, and was not")
+                assert!(times >= 1 || matches!(act, Act::Reboot {}), "{what}: said done, and was not");
             }
             AckState::Unknown => assert!(!act.is_idempotent(), "{what}"),
             other => panic!("{what}: {other:?}"),

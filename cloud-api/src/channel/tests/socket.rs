@@ -97,7 +97,7 @@ async fn a_malformed_frame_ends_the_channel_and_an_unknown_one_does_not() {
     {
         let (mut line, _) = world.open(&device).await;
         line.text(bad).await;
-        assert_eq!(line.bye().await, "protocol", "{:.40}", bad);
+        assert_eq!(line.bye().await, "protocol", "{bad:.40}");
     }
 }
 
