@@ -53,7 +53,8 @@ pub(super) async fn next(app: &App, entry: &Entry, turn: &Turn) -> Result<Option
     }
     // Taken back first: what is asked from here on sets it again.
     if turn.work.swap(false, Relaxed) {
-        let command = commands::next(app, entry, turn.epoch).await;
+        // Apart: an idle channel must not keep room for what it does once a day.
+        let command = Box::pin(commands::next(app, entry, turn.epoch)).await;
         if !matches!(command, Ok(None)) {
             turn.work.store(true, Relaxed);
         }

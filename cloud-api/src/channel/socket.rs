@@ -189,7 +189,8 @@ impl Channel {
             match came {
                 Came::Frame(DeviceFrame::Hello(_)) => return Err(End::Bye("protocol")),
                 Came::Frame(frame) => {
-                    if frames::take(&self.app, &self.entry, frame).await.is_err() {
+                    // Apart, as in `frames::next`.
+                    if Box::pin(frames::take(&self.app, &self.entry, frame)).await.is_err() {
                         return Err(End::Bye("restarting"));
                     }
                 }

@@ -35,10 +35,15 @@ impl World {
     }
 
     async fn on(socket: TcpListener) -> Self {
+        Self::holding(socket, 200).await
+    }
+
+    /// Whose listener holds so many connections.
+    async fn holding(socket: TcpListener, capacity: usize) -> Self {
         let fleet = Fleet::new().await;
         let address = socket.local_addr().unwrap();
         let (router, stopping) = (fleet.cloud.router.clone(), fleet.cloud.app.stopping.clone());
-        let listener = tokio::spawn(serve::listen(socket, None, router, stopping, 200));
+        let listener = tokio::spawn(serve::listen(socket, None, router, stopping, capacity));
         Self { fleet, address, listener }
     }
 

@@ -202,6 +202,26 @@ async fn a_report_on_the_channel_is_taken_as_by_its_route() {
 }
 
 #[tokio::test]
+async fn a_channel_holds_its_place_among_the_connections_there_may_be() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let world = World::holding(TcpListener::bind("127.0.0.1:0").await.unwrap(), 1).await;
+    let device = world.fleet.device(1).await;
+    let ask = async || {
+        let mut tcp = TcpStream::connect(world.address).await.unwrap();
+        let _ = tcp.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        let mut answer = String::new();
+        let _ = tcp.read_to_string(&mut answer).await;
+        answer
+    };
+    let (mut line, _) = world.open(&device).await;
+    assert_eq!(ask().await, "", "one file is open, and one may be");
+    line.silence().await;
+    line.0.close(None).await.unwrap();
+    world.until_closed(&device).await;
+    within(async { while !ask().await.starts_with("HTTP/1.1 200") {} }).await;
+}
+
+#[tokio::test]
 async fn channels_are_counted() {
     let world = World::new().await;
     let (one, two) = (world.fleet.device(1).await, world.fleet.device(2).await);
