@@ -24,6 +24,8 @@ const MOST: usize = 6;
 pub struct Seen {
     /// The cloud's host name; absent where it is an address, or not known.
     pub name: Option<String>,
+    /// Why there is no name.
+    pub nameless: &'static str,
     /// Its addresses by `/etc/hosts`.
     pub hosts: Vec<String>,
     /// Name servers; or why there are none.
@@ -67,7 +69,12 @@ pub async fn read(tree: &Tree, bases: &[String]) -> Seen {
         }))
         .await),
     };
-    Seen { name, hosts, servers }
+    let nameless = if bases.is_empty() {
+        "the cloud's address is not known here"
+    } else {
+        "the cloud is not addressed by a name that is looked up"
+    };
+    Seen { name, nameless, hosts, servers }
 }
 
 /// A host's addresses, as the agent's HTTP client finds them.
@@ -115,9 +122,7 @@ pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
     let found = servers.iter().find_map(|s| s.said.as_ref().ok().filter(|found| !found.is_empty()));
     let mut results = Vec::new();
     let summary = match (&seen.name, found, &seen.servers) {
-        (None, ..) => {
-            ProbeResult::new(NAME, Verdict::Ok, "the cloud is not addressed by a name that is looked up")
-        }
+        (None, ..) => ProbeResult::new(NAME, Verdict::Ok, seen.nameless),
         (Some(name), _, _) if !seen.hosts.is_empty() => {
             ProbeResult::new(NAME, Verdict::Ok, &format!("{name} is {} by /etc/hosts", seen.hosts.join(", ")))
         }
@@ -184,7 +189,12 @@ mod tests {
             };
             servers.into_iter().map(one).collect()
         });
-        Seen { name: name.map(str::to_owned), hosts: Vec::new(), servers }
+        Seen {
+            name: name.map(str::to_owned),
+            nameless: "not addressed by a name",
+            hosts: Vec::new(),
+            servers,
+        }
     }
 
     #[test]
