@@ -49,6 +49,11 @@ fn try_docker(args: &[&str]) {
 
 /// An image of nothing but busybox, unlike that of any other salt; gives its id.
 fn image(prefix: &str, salt: &str) -> Digest {
+    let name = format!("{prefix}:{salt}");
+    let made = Command::new("docker").args(["image", "inspect", "-f", "{{.Id}}", &name]).output().unwrap();
+    if made.status.success() {
+        return String::from_utf8(made.stdout).unwrap().trim().parse().unwrap();
+    }
     let mut tar = tar::Builder::new(Vec::new());
     tar.append_path_with_name("/bin/busybox", "bin/busybox").unwrap();
     let recipe = format!(
@@ -62,8 +67,8 @@ fn image(prefix: &str, salt: &str) -> Digest {
     tar.append_data(&mut header, "Dockerfile", recipe.as_bytes()).unwrap();
     let context = tar.into_inner().unwrap();
     let mut build = Command::new("docker")
-        // Without the cache: what it names another test may remove at this moment, its own being gone.
-        .args(["build", "-q", "--no-cache", "-t", &format!("{prefix}:{salt}"), "-"])
+        // Without the cache: what it names another test may remove at this moment.
+        .args(["build", "-q", "--no-cache", "-t", &name, "-"])
         .env("DOCKER_BUILDKIT", "0")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -73,7 +78,7 @@ fn image(prefix: &str, salt: &str) -> Digest {
     build.stdin.take().unwrap().write_all(&context).unwrap();
     let out = build.wait_with_output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    docker(&["image", "inspect", "-f", "{{.Id}}", &format!("{prefix}:{salt}")]).parse().unwrap()
+    docker(&["image", "inspect", "-f", "{{.Id}}", &name]).parse().unwrap()
 }
 
 /// Images that are already here, and a ledger in memory.

@@ -83,6 +83,8 @@ impl Device {
             .args(["--config", path(&self.config_file()), "--name-prefix", &self.prefix])
             // An agent on trial has to be well for this long.
             .env("COPAL_AGENT_TRIAL_S", "2")
+            // A test that tells a device to restart must not restart this machine.
+            .env("COPAL_REBOOT_COMMAND", "/bin/true")
             .env("RUST_LOG", "info,copal_agent=debug");
         if let Some(host) = &self.docker_host {
             command.args(["--docker-host", host]);
