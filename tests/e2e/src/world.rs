@@ -68,7 +68,8 @@ impl World {
     /// Waits until the cloud sees every device on target and running `release` (a payload hash).
     pub async fn on_target(&self, release: &str) {
         for index in 0..self.devices.len() {
-            eventually("the device is on target", 120, || async {
+            // After several refusals an agent may pause for up to five minutes.
+            eventually("the device is on target", 330, || async {
                 let device = self.device(index).await.ok_or("not enrolled")?;
                 let good = device["on_target"] == true && device["committed_release"] == release;
                 good.then_some(()).ok_or_else(|| device.to_string())
