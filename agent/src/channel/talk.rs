@@ -72,7 +72,7 @@ impl Talk {
             }
             CloudFrame::Open(open) => {
                 let message = "this agent opens no streams of that kind".to_owned();
-                let closed = Closed { stream: open.stream, code: "not_supported".to_owned(), message };
+                let closed = Closed::new(open.stream, "not_supported", message);
                 taken.reply = Some(DeviceFrame::Closed(closed));
             }
             CloudFrame::Bye { code, retry_within_s } => {

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    documents::Delivery,
+    documents::{Delivery, TerminalTarget},
     envelope::Envelope,
-    ids::{CommandId, Name, Sha256Hex},
+    ids::{CommandId, Name, SessionId, Sha256Hex},
     json::{self, JsonError},
 };
 
@@ -293,6 +293,30 @@ pub enum StreamOf {
         #[serde(default)]
         follow: bool,
     },
+    /// A shell's terminal, bytes both ways. Where the device's Root asks for grants, [`records`](crate::terminal) instead.
+    Terminal(OpenTerminal),
+}
+
+/// A terminal the cloud wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenTerminal {
+    /// Names the session, on both sides.
+    pub session_id: SessionId,
+    /// What to open.
+    pub target: TerminalTarget,
+    /// Columns.
+    pub cols: u16,
+    /// Rows.
+    pub rows: u16,
+    /// Who asks, as the cloud knows them; for people at the device.
+    pub who: String,
+    /// Why.
+    pub reason: String,
+    /// Seconds it may last; the device's own bound is not passed.
+    pub max_s: u32,
+    /// Bytes it may carry, both ways together; the same.
+    pub max_bytes: u64,
 }
 
 /// The end of a stream.
@@ -306,6 +330,17 @@ pub struct Closed {
     /// For people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+    /// Of a terminal whose shell ended: what it ended with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i64>,
+}
+
+impl Closed {
+    /// The end of a stream that is no terminal, or whose shell did not end.
+    #[must_use]
+    pub fn new(stream: u32, code: &str, message: impl Into<String>) -> Self {
+        Self { stream, code: code.to_owned(), message: message.into(), exit_code: None }
+    }
 }
 
 /// Leave to send more.
@@ -438,6 +473,25 @@ mod tests {
         there_and_back(
             &CloudFrame::Open(Open { stream: 3, of }),
             &json!({"t": "open", "stream": 3, "of": {"kind": "logs", "tail": 10, "follow": true}}),
+        );
+        let session_id = SessionId::from_bytes([7; 16]);
+        for (target, wire) in [
+            (TerminalTarget::Service("web".parse().unwrap()), json!({"service": "web"})),
+            (TerminalTarget::Host, json!("host")),
+            (TerminalTarget::Recording(session_id), json!({"recording": session_id})),
+        ] {
+            let (who, reason) = ("anna".to_owned(), "it is slow".to_owned());
+            let (cols, rows, max_s, max_bytes) = (80, 24, 900, 1 << 20);
+            let open = OpenTerminal { session_id, target, cols, rows, who, reason, max_s, max_bytes };
+            there_and_back(
+                &CloudFrame::Open(Open { stream: 3, of: StreamOf::Terminal(open) }),
+                &json!({"t": "open", "stream": 3, "of": {"kind": "terminal", "session_id": session_id, "target": wire, "cols": 80,
+                    "rows": 24, "who": "anna", "reason": "it is slow", "max_s": 900, "max_bytes": 1 << 20}}),
+            );
+        }
+        there_and_back(
+            &DeviceFrame::Closed(Closed { exit_code: Some(3), ..Closed::new(3, "ended", "") }),
+            &json!({"t": "closed", "stream": 3, "code": "ended", "exit_code": 3}),
         );
     }
 

@@ -129,7 +129,7 @@ impl FromStr for Sha256Hex {
 /// Names a key: SHA-256 of the raw public key. A hint for finding it, never a proof.
 pub type KeyId = Sha256Hex;
 
-/// 128 random bits in lowercase hex. [`FleetId`], [`AppId`], [`DeviceId`] and [`CommandId`] are such ids of their own type.
+/// 128 random bits in lowercase hex. [`FleetId`], [`AppId`], [`DeviceId`], [`CommandId`] and [`SessionId`] are such ids of their own type.
 macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
@@ -177,6 +177,11 @@ random_id!(
     /// Names a command, so that it is done at most once.
     CommandId,
     "a command id"
+);
+random_id!(
+    /// Names a terminal's session.
+    SessionId,
+    "a session id"
 );
 
 /// The most characters a service, volume or network name may have.

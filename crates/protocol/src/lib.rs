@@ -20,6 +20,8 @@
 //! | [`text`] | foreign text, made safe to show |
 //! | [`device_api`] | bodies of the device routes that are not signed documents |
 //! | [`channel`] | frames between a device and its cloud |
+//! | [`terminal`] | a terminal end to end: records, keys |
+//! | [`asciicast`] | recordings of terminals |
 //! | [`diagnosis`] | results of a device's health checks, and their text |
 //! | [`audit`] | the hash chain of the audit log |
 //! | [`config`] | `copal.json`, what a device is given before its first start |
@@ -28,6 +30,7 @@
 //! The normative text is `docs/protocol.md`.
 #![forbid(unsafe_code)]
 
+pub mod asciicast;
 pub mod audit;
 pub mod channel;
 pub mod clock;
@@ -43,6 +46,7 @@ pub mod keys;
 pub mod policy;
 pub mod seal;
 pub mod spec;
+pub mod terminal;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod text;

@@ -7,12 +7,13 @@ use crate::{
     documents::{
         Act, Action, AppTarget, Assignment, CloudAddress, Compat, Delivery, DeviceConfig, Document,
         DocumentRef, Freshness, HostPayload, ImageRef, Layer, Policy, Release, ReleaseKind, ReleaseMode,
-        Role, RoleKeys, Root, RootKey, SPEC, ServiceRelease,
+        Role, RoleKeys, Root, RootKey, SPEC, ServiceRelease, TerminalGrant, TerminalOffer, TerminalTarget,
     },
     envelope::Envelope,
-    ids::{AppId, CommandId, DeviceId, Digest, FleetId, Sha256Hex},
+    ids::{AppId, CommandId, DeviceId, Digest, FleetId, SessionId, Sha256Hex},
     keys::SigningKey,
     spec::ServiceSpec,
+    terminal::LineKey,
     verify::{self, DeviceIdentity, Platform, Verified},
 };
 
@@ -34,6 +35,8 @@ pub struct OwnerKeys {
     pub builder: SigningKey,
     /// The cloud's online key.
     pub assign: SigningKey,
+    /// A person's: signs grants of terminals. Roots of tests list it where they ask for it ([`Self::grant_root`]).
+    pub operator: SigningKey,
     /// The device's own.
     pub device: SigningKey,
     /// The fleet.
@@ -62,6 +65,7 @@ impl OwnerKeys {
             builder: key(4),
             assign: key(5),
             device: key(6),
+            operator: key(7),
             fleet_id: FleetId::from_bytes([0xf0_u8.wrapping_add(n); 16]),
             app_id: AppId::from_bytes([0xa0_u8.wrapping_add(n); 16]),
             device_id: DeviceId::from_bytes([0xd0_u8.wrapping_add(n); 16]),
@@ -102,6 +106,51 @@ impl OwnerKeys {
         root.policy.env_mode = crate::documents::EnvMode::Declared;
         root.policy.terminal = crate::documents::TerminalMode::Off;
         root
+    }
+
+    /// Root 1 where a terminal needs a grant of the operator key.
+    #[must_use]
+    pub fn grant_root(&self) -> Root {
+        let mut root = self.root();
+        root.policy.terminal = crate::documents::TerminalMode::Grant;
+        set_role(&mut root, Role::Operator, &[&self.operator], 1);
+        root
+    }
+
+    /// What the device offers for a terminal in `web`. Not signed yet.
+    #[must_use]
+    pub fn offer(&self, key: &LineKey) -> TerminalOffer {
+        TerminalOffer {
+            spec: SPEC,
+            fleet_id: self.fleet_id,
+            device_id: self.device_id,
+            session_id: SessionId::from_bytes([0x5e; 16]),
+            target: TerminalTarget::Service("web".parse().expect("a name")),
+            challenge: Sha256Hex::of(b"challenge"),
+            device_key: key.public(),
+            ext: None,
+        }
+    }
+
+    /// The operator's leave for an offer. Not signed yet.
+    #[must_use]
+    pub fn grant(&self, offer: &TerminalOffer, operator_key: &str) -> TerminalGrant {
+        TerminalGrant {
+            spec: SPEC,
+            fleet_id: offer.fleet_id,
+            device_id: offer.device_id,
+            session_id: offer.session_id,
+            target: offer.target.clone(),
+            challenge: offer.challenge,
+            device_key: offer.device_key.clone(),
+            operator_key: operator_key.to_owned(),
+            operator: "anna@example.org".to_owned(),
+            reason: "it is slow".to_owned(),
+            max_s: 900,
+            max_bytes: 1 << 20,
+            issued_at: NOW,
+            ext: None,
+        }
     }
 
     /// Signs a root with the root key and accepts it as a first root.

@@ -10,6 +10,7 @@ mod freshness;
 mod release;
 mod report;
 mod root;
+mod terminal;
 
 pub use action::{Act, Action, Delivery, MAX_TTL_S};
 pub use assignment::{
@@ -24,6 +25,10 @@ pub use report::{
 };
 pub use root::{
     AllowPolicy, CloudAddress, EnvMode, Policy, ReleaseMode, Role, RoleKeys, Root, RootKey, TerminalMode,
+};
+pub use terminal::{
+    GRANT_WAIT_S, MAX_GRANT_S, MAX_REASON, MAX_TERMINAL_BYTES, MAX_TERMINAL_S, TerminalGrant, TerminalOffer,
+    TerminalTarget,
 };
 
 /// The version of the payload formats described here; the `spec` field of each.

@@ -144,6 +144,14 @@ codes! {
     ContainerImage = "E_CONTAINER_IMAGE",
     /// The container is not as asked for.
     ContainerDrift = "E_CONTAINER_DRIFT",
+    /// A grant for another session.
+    GrantSession = "E_GRANT_SESSION",
+    /// A grant for another offer: one that was used, or is another's.
+    GrantChallenge = "E_GRANT_CHALLENGE",
+    /// A grant for something else than was asked for.
+    GrantTarget = "E_GRANT_TARGET",
+    /// A grant that came too long after its offer.
+    GrantExpired = "E_GRANT_EXPIRED",
     /// A sealed secret cannot be opened with this device's key.
     Seal = "E_SEAL",
 }

@@ -13,6 +13,7 @@
 //! | `payload` | 5: the very bytes verified, parsed |
 //! | `assignment`, `freshness` | 6 |
 //! | `action` | what a device is told to do |
+//! | `terminal` | who may open a terminal |
 //! | `release`, `shape` | 7 |
 //! | [`chain`] | all of them over files, for people |
 //!
@@ -28,6 +29,7 @@ mod release;
 mod root;
 mod shape;
 mod signatures;
+mod terminal;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +43,7 @@ pub use release::{
 };
 pub use root::{MAX_KEYS, MAX_ROOT_STEPS, first_root, is_locked, next_root, root_in_time};
 pub use signatures::{merge_signatures, signers};
+pub use terminal::terminal_grant;
 
 use crate::ids::Sha256Hex;
 

@@ -4,7 +4,9 @@ use std::{fs, path::PathBuf};
 
 use super::*;
 use crate::{
-    documents::{Action, Assignment, BuildRecord, Freshness, Release, Report, Root},
+    documents::{
+        Action, Assignment, BuildRecord, Freshness, Release, Report, Root, TerminalGrant, TerminalOffer,
+    },
     spec,
 };
 
@@ -76,6 +78,8 @@ fn every_payload_type_stands_there_with_its_bound() {
         (row::<Action>(), Action::MAX_BYTES),
         (row::<BuildRecord>(), BuildRecord::MAX_BYTES),
         (row::<Report>(), Report::MAX_BYTES),
+        (row::<TerminalOffer>(), TerminalOffer::MAX_BYTES),
+        (row::<TerminalGrant>(), TerminalGrant::MAX_BYTES),
     ] {
         let line = text.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("no row {row}"));
         let bound = if max == 1 << 20 { "1 MiB".to_owned() } else { format!("{} KiB", max >> 10) };

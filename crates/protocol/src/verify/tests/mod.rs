@@ -9,6 +9,7 @@ mod hostile;
 mod releases;
 mod roots;
 mod signatures;
+mod terminals;
 mod vectors;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};

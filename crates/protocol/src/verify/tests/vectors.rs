@@ -8,11 +8,13 @@ use crate::{
     documents::{
         Act, Action, AgentReport, Assignment, BuildRecord, Freshness, HostReport, HostTarget, LockState,
         Progress, Reason, Release, Report, Root, RunningService, SPEC, ServiceState, SlotReport, SlotState,
+        TerminalGrant, TerminalOffer,
     },
     enrol,
     ids::{Digest, Sha256Hex},
     seal::{self, SealContext, SealKey},
     spec::{Condition, DependsOn, Device, Healthcheck, Mount, Port, Restart, ServiceSpec},
+    terminal::LineKey,
     testing::{NOW, OwnerKeys, image, platform, sign},
     verify,
 };
@@ -139,6 +141,19 @@ fn the_format_of_documents_is_the_stored_one() {
     let action = keys.action(7, Act::StopService { service: "worker".parse().unwrap() });
     let action = is_stored::<Action>("action.json", &action, &[&keys.assign]);
     verify::action(&root, &keys.identity(), &action).unwrap();
+}
+
+#[test]
+fn the_format_of_what_opens_a_terminal_is_the_stored_one() {
+    let keys = OwnerKeys::fixed();
+    let mut offer = keys.offer(&LineKey::generate().unwrap());
+    offer.device_key = BASE64.encode([9; 32]);
+    let offer_envelope = is_stored::<TerminalOffer>("terminal-offer.json", &offer, &[&keys.device]);
+    verify::signed_by::<TerminalOffer>(&keys.device.public(), keys.fleet_id, &offer_envelope).unwrap();
+    let grant = keys.grant(&offer, &BASE64.encode([8; 32]));
+    let grant = is_stored::<TerminalGrant>("terminal-grant.json", &grant, &[&keys.operator]);
+    let root = keys.trusted(&keys.grant_root());
+    verify::terminal_grant(&root, &keys.identity(), &offer, 0, &grant).unwrap();
 }
 
 #[test]
