@@ -18,7 +18,7 @@ use axum::{
 };
 use copal_agent::{
     apply::status::reason,
-    channel::{self, pace::Pace},
+    channel::{self, pace::Pace, streams::Kinds},
     clock::Clock,
     orders::{self, Acks, Hands},
 };
@@ -236,6 +236,10 @@ impl Agent {
     }
 
     fn start_at(cloud: &Cloud, pace: Pace) -> Self {
+        Self::start_with(cloud, pace, Kinds::default())
+    }
+
+    fn start_with(cloud: &Cloud, pace: Pace, streams: Kinds) -> Self {
         let device = Device::of(&cloud.cloud);
         let running = device.start();
         let counting = Arc::new(Counting::default());
@@ -268,6 +272,7 @@ impl Agent {
             clock: Clock::default(),
             pace,
             max_bytes_month: None,
+            streams,
         });
         let tasks = vec![tokio::spawn(orders), tokio::spawn(channel)];
         Self { running, _device: device, counting, tasks }

@@ -30,7 +30,7 @@ pub(super) async fn run(line: &mut Line, until: Instant) -> End {
     line.talk.acks.restart();
     let session = line.session.clone();
     let mut up = None;
-    let mut hello = Some(line.talk.hello());
+    let mut hello = Some(line.talk.hello(false));
     loop {
         if Instant::now() >= until {
             return End::Again;

@@ -4,6 +4,7 @@
 //! ```text
 //! cloud ──hint──▶ nudges ──▶ target::Sync polls at once
 //!       ──cmd───▶ orders ──ack──▶ acks ──▶ cloud
+//!       ──open──▶ streams ◀──data──▶ cloud
 //! ```
 //! 1. Once the device is enrolled, open a WebSocket ([`socket`]); where something on the way lets none through, exchange the same
 //!    frames by long poll ([`exchange`]) and try a WebSocket again every quarter of an hour.
@@ -16,6 +17,7 @@ mod exchange;
 pub mod meter;
 pub mod pace;
 mod socket;
+pub mod streams;
 mod talk;
 
 use std::{
@@ -68,6 +70,8 @@ pub struct Deps {
     pub pace: Pace,
     /// Bytes a month; absent: as many as it takes.
     pub max_bytes_month: Option<u64>,
+    /// What there are streams of.
+    pub streams: streams::Kinds,
 }
 
 /// How a channel, or a try of one, ended.
@@ -114,14 +118,25 @@ impl Line {
 
 /// Keeps a channel up until dropped.
 pub async fn run(deps: Deps) {
-    let Deps { session, nudges, mut condition, commands, acks, state, clock, pace, max_bytes_month } = deps;
+    let Deps {
+        session,
+        nudges,
+        mut condition,
+        commands,
+        acks,
+        state,
+        clock,
+        pace,
+        max_bytes_month,
+        streams: kinds,
+    } = deps;
     // Whoever enrols it does the first poll as well.
     if condition.wait_for(|c| c.device_id.is_some()).await.is_err() {
         return std::future::pending().await;
     }
     let mut line = Line {
         session,
-        talk: Talk { nudges, condition, commands, acks },
+        talk: Talk { nudges, condition, commands, acks, kinds },
         clock,
         meter: Meter::open(state, max_bytes_month),
         keepalive: Keepalive::new(pace.keepalive),

@@ -2,17 +2,20 @@
 //!
 //! 1. Upgrade a request; say hello; the welcome must come in its time.
 //! 2. Frames in go to [`Talk`]; acks go out as they come, a ping after the last: its pong shows that the cloud read them.
-//! 3. Ping when nothing was sent for long. Two pings without an answer: the other side is gone, whatever TCP says.
+//! 3. Streams say one thing at a time, in turn with everything else; while anything is written, what comes is read on.
+//! 4. Ping when nothing was sent for long. Two pings without an answer: the other side is gone, whatever TCP says.
 
-use std::time::Instant;
+use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Instant};
 
 use bytes::Bytes;
-use copal_protocol::channel::{self, CloudFrame, DeviceFrame, MAX_MESSAGE, SUBPROTOCOL};
+use copal_protocol::channel::{
+    self, CloudFrame, DeviceFrame, FIRST_CREDIT, MAX_MESSAGE, MAX_STREAMS, SUBPROTOCOL,
+};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message,
+        Error, Message,
         protocol::{Role, WebSocketConfig},
     },
 };
@@ -21,6 +24,7 @@ use super::{
     End, Line,
     meter::{Shed, Traffic},
     pace::{Due, Watch},
+    streams::{Say, Streams},
     talk,
 };
 use crate::cloud::{NoSocket, Upgraded};
@@ -28,10 +32,15 @@ use crate::cloud::{NoSocket, Upgraded};
 const PATH: &str = "/device/v1/channel";
 /// Acks sent in one go.
 const ACKS: usize = 16;
+/// Bytes read while writing: all that streams may have under way, and a frame.
+const AHEAD: usize = MAX_STREAMS * FIRST_CREDIT as usize + MAX_MESSAGE;
 
 struct Socket<'a> {
     line: &'a mut Line,
     socket: WebSocketStream<Upgraded>,
+    /// What came while something was written.
+    came: VecDeque<Message>,
+    streams: Streams,
     watch: Watch,
     /// When the welcome came.
     up: Option<Instant>,
@@ -53,7 +62,8 @@ pub(super) async fn run(line: &mut Line) -> End {
     let socket = WebSocketStream::from_raw_socket(upgraded, Role::Client, Some(config)).await;
     let watch = Watch::new(line.pace.welcome, line.pace.pong, Instant::now());
     let opened = Instant::now();
-    let mut socket = Socket { line, socket, watch, up: None };
+    let streams = Streams::new(line.talk.kinds.clone());
+    let mut socket = Socket { line, socket, came: VecDeque::new(), streams, watch, up: None };
     let why = match socket.talk(opened).await {
         Ok(never) => match never {},
         Err(why) => why,
@@ -88,16 +98,13 @@ fn broken<T>(why: impl Into<String>) -> Result<T, Over> {
 impl Socket<'_> {
     async fn talk(&mut self, opened: Instant) -> Result<Never, Over> {
         self.line.talk.acks.restart();
-        let hello = self.line.talk.hello();
+        let hello = self.line.talk.hello(true);
         self.say(&hello).await?;
         loop {
             let acks = self.line.talk.acks.clone();
             tokio::select! {
-                message = self.socket.next() => match message {
-                    None => return broken("the cloud closed the connection"),
-                    Some(Err(error)) => return broken(error.to_string()),
-                    Some(Ok(message)) => self.take(message).await?,
-                },
+                message = next(&mut self.came, &mut self.socket) => self.take(message?).await?,
+                say = self.streams.next(), if self.up.is_some() => self.say_of_stream(say).await?,
                 () = acks.news(), if self.up.is_some() => self.send_acks().await?,
                 () = tokio::time::sleep_until(self.watch.next().into()) => {
                     if self.up.is_none() && opened.elapsed() >= self.line.pace.welcome {
@@ -134,10 +141,15 @@ impl Socket<'_> {
                 return Ok(());
             }
             Message::Close(_) => return broken("the cloud closed the channel"),
-            // Data of a stream that is not open here.
             Message::Binary(bytes) => {
                 self.line.meter.received(Traffic::Streams, bytes.len(), now);
-                return Ok(());
+                let Some((stream, bytes)) = channel::parse_data(&bytes) else {
+                    return broken("the cloud sent data of no stream");
+                };
+                return match self.streams.data(stream, bytes) {
+                    Some(reply) => self.say(&reply).await,
+                    None => Ok(()),
+                };
             }
             Message::Frame(_) => return Ok(()),
         };
@@ -150,6 +162,18 @@ impl Socket<'_> {
             Err(error) => return broken(format!("the cloud said what is no frame: {error}")),
         };
         self.line.meter.received(talk::heard(&frame), text.len(), now);
+        let frame = match frame {
+            CloudFrame::Open(open) => {
+                return match self.streams.open(open) {
+                    Some(reply) => self.say(&reply).await,
+                    None => Ok(()),
+                };
+            }
+            CloudFrame::Credit(credit) => return Ok(self.streams.credit(credit)),
+            CloudFrame::Closed(closed) => return Ok(self.streams.closed(closed.stream)),
+            CloudFrame::Resize { stream, cols, rows } => return Ok(self.streams.resize(stream, cols, rows)),
+            frame => frame,
+        };
         let taken = self.line.talk.take(frame);
         if let Some(bye) = taken.bye {
             return Err(Over::Bye(bye));
@@ -212,11 +236,78 @@ impl Socket<'_> {
         Ok(())
     }
 
+    async fn say_of_stream(&mut self, say: Say) -> Result<(), Over> {
+        let (stream, bytes, room) = match say {
+            Say::Frame(frame) => return self.say(&frame).await,
+            Say::Data { stream, bytes, room } => (stream, bytes, room),
+        };
+        let now = self.line.unix();
+        self.line.meter.sent(Traffic::Streams, bytes.len(), now);
+        let sent = self.send(Message::Binary(channel::data(stream, &bytes).into())).await;
+        self.watch.sent(Instant::now());
+        drop(room);
+        sent
+    }
+
+    /// Writes a message, and reads on meanwhile: were both sides to write and neither to read, nothing would move again.
     async fn send(&mut self, message: Message) -> Result<(), Over> {
-        match tokio::time::timeout(self.line.pace.write, self.socket.send(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => broken(error.to_string()),
+        let Self { socket, came, .. } = self;
+        let mut message = Some(message);
+        let mut ahead: usize = came.iter().map(Message::len).sum();
+        let written = poll_fn(|cx| {
+            loop {
+                let step = match message {
+                    Some(_) => socket.poll_ready_unpin(cx),
+                    None => socket.poll_flush_unpin(cx),
+                };
+                match (step, message.take()) {
+                    (Poll::Ready(Ok(())), Some(message)) => {
+                        if let Err(error) = socket.start_send_unpin(message) {
+                            return Poll::Ready(broken(error.to_string()));
+                        }
+                    }
+                    (Poll::Ready(Ok(())), None) => return Poll::Ready(Ok(())),
+                    (Poll::Ready(Err(error)), _) => return Poll::Ready(broken(error.to_string())),
+                    (Poll::Pending, kept) => {
+                        message = kept;
+                        break;
+                    }
+                }
+            }
+            while ahead < AHEAD {
+                match socket.poll_next_unpin(cx) {
+                    Poll::Ready(read) => {
+                        let read = match read_one(read) {
+                            Ok(read) => read,
+                            Err(over) => return Poll::Ready(Err(over)),
+                        };
+                        ahead += read.len();
+                        came.push_back(read);
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Pending
+        });
+        match tokio::time::timeout(self.line.pace.write, written).await {
+            Ok(written) => written,
             Err(_) => broken("nothing can be written: nobody reads any more"),
         }
+    }
+}
+
+/// The next message: what was read while something was written, first.
+async fn next(came: &mut VecDeque<Message>, socket: &mut WebSocketStream<Upgraded>) -> Result<Message, Over> {
+    match came.pop_front() {
+        Some(message) => Ok(message),
+        None => read_one(socket.next().await),
+    }
+}
+
+fn read_one(read: Option<Result<Message, Error>>) -> Result<Message, Over> {
+    match read {
+        None => broken("the cloud closed the connection"),
+        Some(Err(error)) => broken(error.to_string()),
+        Some(Ok(message)) => Ok(message),
     }
 }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use copal_protocol::{
-    channel::{Ack, AckState, Closed, CloudFrame, DeviceFrame, Hello, Welcome},
+    channel::{Ack, AckState, CloudFrame, DeviceFrame, Hello, Welcome},
     ids::Sha256Hex,
 };
 use tokio::{
@@ -12,7 +12,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::meter::Traffic;
+use super::{
+    meter::Traffic,
+    streams::{self, Kinds},
+};
 use crate::{
     clock,
     orders::{Acks, Received},
@@ -25,6 +28,7 @@ pub(super) struct Talk {
     pub(super) condition: watch::Receiver<Condition>,
     pub(super) commands: mpsc::Sender<Received>,
     pub(super) acks: Arc<Acks>,
+    pub(super) kinds: Kinds,
 }
 
 /// The cloud ends the channel.
@@ -44,12 +48,13 @@ pub(super) struct Taken {
 }
 
 impl Talk {
-    pub(super) fn hello(&self) -> DeviceFrame {
+    /// The first frame; `streams` where this channel can have them.
+    pub(super) fn hello(&self, streams: bool) -> DeviceFrame {
         DeviceFrame::Hello(Hello {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: clock::boot_id(),
             uptime_s: clock::uptime_s(),
-            features: Vec::new(),
+            features: if streams { self.kinds.features() } else { Vec::new() },
             etag: self.condition.borrow().mark.sha256,
         })
     }
@@ -70,17 +75,13 @@ impl Talk {
                     self.acks.push(Ack { id, state, code, message, result: None });
                 }
             }
-            CloudFrame::Open(open) => {
-                let message = "this agent opens no streams of that kind".to_owned();
-                let closed = Closed::new(open.stream, "not_supported", message);
-                taken.reply = Some(DeviceFrame::Closed(closed));
-            }
+            // A WebSocket takes them itself, and these are of an exchange.
+            CloudFrame::Open(open) => taken.reply = Some(streams::unknown(open.stream)),
             CloudFrame::Bye { code, retry_within_s } => {
                 // It goes into the log.
                 let code = code.chars().take(64).collect();
                 taken.bye = Some(Bye { code, within: Duration::from_secs(retry_within_s.into()) });
             }
-            // Nothing was sent that they could speak of.
             CloudFrame::Stored(_)
             | CloudFrame::Closed(_)
             | CloudFrame::Credit(_)

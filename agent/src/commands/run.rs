@@ -87,6 +87,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         clock: rooms.clock.clone(),
         pace: channel::pace::Pace::default(),
         max_bytes_month: places.max_bytes_month,
+        streams: channel::streams::Kinds::default(),
     });
     let orders = orders::run(rooms.orders(places, Arc::new(hands), acks.clone()), told);
     let (status_writer, status) = watch::channel(AgentStatus::default());

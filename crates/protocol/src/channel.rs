@@ -295,6 +295,9 @@ pub enum StreamOf {
     },
     /// A shell's terminal, bytes both ways. Where the device's Root asks for grants, [`records`](crate::terminal) instead.
     Terminal(OpenTerminal),
+    /// Of a later version: refused, and no reason to end the channel.
+    #[serde(other, skip_serializing)]
+    Unknown,
 }
 
 /// A terminal the cloud wants.
@@ -493,6 +496,9 @@ mod tests {
             &DeviceFrame::Closed(Closed { exit_code: Some(3), ..Closed::new(3, "ended", "") }),
             &json!({"t": "closed", "stream": 3, "code": "ended", "exit_code": 3}),
         );
+        let later = br#"{"t":"open","stream":4,"of":{"kind":"dance","steps":[1,2]}}"#;
+        let Some(CloudFrame::Open(Open { of, .. })) = read(later).unwrap() else { panic!("not read") };
+        assert_eq!(of, StreamOf::Unknown, "of a later version");
     }
 
     #[test]

@@ -22,6 +22,7 @@
 //! | [`channel`] | frames between a device and its cloud |
 //! | [`terminal`] | a terminal end to end: records, keys |
 //! | [`asciicast`] | recordings of terminals |
+//! | [`flow`] | credit of the channel's streams |
 //! | [`diagnosis`] | results of a device's health checks, and their text |
 //! | [`audit`] | the hash chain of the audit log |
 //! | [`config`] | `copal.json`, what a device is given before its first start |
@@ -40,6 +41,7 @@ pub mod diagnosis;
 pub mod documents;
 pub mod enrol;
 pub mod envelope;
+pub mod flow;
 pub mod ids;
 pub mod json;
 pub mod keys;
