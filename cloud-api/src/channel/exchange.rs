@@ -21,6 +21,7 @@ use serde_json::Value;
 use super::{
     frames,
     memory::{Kind, Turn},
+    streams::Features,
 };
 use crate::{
     app::App,
@@ -47,7 +48,7 @@ pub(super) async fn exchange(
     for frame in said {
         match frame {
             DeviceFrame::Hello(hello) => {
-                let opened = app.channels.begin(&entry, Kind::Exchange);
+                let opened = app.channels.begin(&entry, Kind::Exchange, Features::default());
                 out.push(frames::welcome(&app, &entry, &opened, &hello));
                 turn = Some(opened);
             }
@@ -59,7 +60,7 @@ pub(super) async fn exchange(
         // Its WebSocket is the newer channel; what it said counts, what there is to say goes there.
         Some(_) => return Ok(Json(Exchange { frames: vec![frames::bye(&app, "replaced")] })),
         // The cloud began anew, or the device stayed away for long; it need not care.
-        None => app.channels.begin(&entry, Kind::Exchange),
+        None => app.channels.begin(&entry, Kind::Exchange, Features::default()),
     };
     app.channels.heard(&entry, &turn);
     let call = turn.calls.fetch_add(1, Relaxed) + 1;

@@ -77,7 +77,8 @@ pub(super) async fn take(app: &App, entry: &Entry, frame: DeviceFrame) -> Result
                 other => other,
             }
         }
-        // Nothing of these is kept or open yet: the device keeps its events until it is told that they are stored.
+        // The device keeps its events until it is told that they are stored. Of streams a WebSocket takes what is said
+        // itself, and there are none elsewhere.
         DeviceFrame::Hello(_)
         | DeviceFrame::Batch(_)
         | DeviceFrame::Opened { .. }

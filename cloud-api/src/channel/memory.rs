@@ -14,6 +14,7 @@ use copal_protocol::ids::{DeviceId, Sha256Hex};
 use http::StatusCode;
 use tokio_util::task::TaskTracker;
 
+use super::streams::{Features, Streams};
 use crate::{
     app::{self, App},
     devices::memory::{Entry, ONLINE_S},
@@ -64,6 +65,8 @@ pub struct Memory {
     next_epoch: AtomicU64,
     sockets: Arc<AtomicUsize>,
     most: AtomicUsize,
+    /// Streams of all devices.
+    pub(super) streams: Arc<AtomicUsize>,
     timing: Mutex<Timing>,
     pub(super) tasks: TaskTracker,
 }
@@ -90,6 +93,10 @@ pub(super) struct Turn {
     until: AtomicU64,
     /// Of an exchange: its newest request; an older one that is held ends.
     pub(super) calls: AtomicU32,
+    /// What the device has streams of.
+    pub(super) features: Features,
+    /// Those that are open.
+    pub(super) streams: Streams,
 }
 
 impl Turn {
@@ -116,6 +123,7 @@ impl Default for Memory {
             next_epoch: AtomicU64::new((app::now() << 20) + 1),
             sockets: Arc::default(),
             most: AtomicUsize::new(usize::MAX),
+            streams: Arc::default(),
             timing: Mutex::new(Timing::STANDARD),
             tasks: TaskTracker::new(),
         }
@@ -188,7 +196,7 @@ impl Memory {
     }
 
     /// A device's channel begins; one it had is replaced.
-    pub(super) fn begin(&self, entry: &Entry, kind: Kind) -> Arc<Turn> {
+    pub(super) fn begin(&self, entry: &Entry, kind: Kind, features: Features) -> Arc<Turn> {
         let turn = Arc::new(Turn {
             epoch: self.next_epoch.fetch_add(1, Relaxed),
             kind,
@@ -197,6 +205,8 @@ impl Memory {
             told: Mutex::new(None),
             until: AtomicU64::new(0),
             calls: AtomicU32::new(0),
+            features,
+            streams: Streams::default(),
         });
         let older = self.turns().insert(entry.device_id, Arc::clone(&turn));
         self.heard(entry, &turn);
@@ -227,6 +237,7 @@ impl Memory {
 
     /// A channel ended. The end of one that was replaced changes nothing.
     pub(super) fn end(&self, entry: &Entry, turn: &Turn) {
+        turn.streams.end();
         let mut turns = self.turns();
         if turns.get(&entry.device_id).is_some_and(|now| now.epoch == turn.epoch) {
             turns.remove(&entry.device_id);
@@ -257,14 +268,14 @@ impl Memory {
     }
 }
 
-/// A socket counted; given back when it goes.
+/// A socket or a stream counted; given back when it goes.
 #[derive(Debug)]
 pub(super) struct Place(Arc<AtomicUsize>);
 
 impl Place {
-    fn take(sockets: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
-        let taken = sockets.fetch_update(Relaxed, Relaxed, |n| (n < most).then_some(n + 1));
-        taken.ok().map(|_| Self(Arc::clone(sockets)))
+    pub(super) fn take(places: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let taken = places.fetch_update(Relaxed, Relaxed, |n| (n < most).then_some(n + 1));
+        taken.ok().map(|_| Self(Arc::clone(places)))
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `socket` | one WebSocket, from its request to its end |
 //! | `exchange` | the same frames by long poll |
 //! | `frames` | what is to be said now, and what to do with what was said |
+//! | `streams` | logs and terminals of a device, with credit |
 //!
 //! A channel's life: the request is judged as every device's is → `101` → the device's `hello` within 10 s → its turn
 //! begins (an epoch; an older channel of the device is told `replaced` and its end changes nothing) → `welcome`, what
@@ -21,6 +22,7 @@ mod exchange;
 mod frames;
 mod memory;
 mod socket;
+mod streams;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +32,7 @@ use axum::{
 };
 
 pub use memory::Memory;
+pub(crate) use streams::{Came, CloudStream, StreamError};
 
 use crate::app::App;
 

@@ -21,6 +21,7 @@ use tokio::time::{self, timeout};
 use super::{
     frames,
     memory::{Greeting, Kind, Place, Turn},
+    streams::{Features, Say},
 };
 use crate::{
     app::App,
@@ -37,6 +38,8 @@ use crate::{
 const READ_BUFFER: usize = 1 << 10;
 /// Messages of one device. One that says more is heard later, and its line fills up meanwhile.
 const MESSAGES: Rate = Rate { burst: 500.0, per_second: 100.0 };
+/// Messages of data: their bytes are bounded by credit, so what counts is that they are not too small.
+const DATA: Rate = Rate { burst: 4_000.0, per_second: 1_000.0 };
 
 /// Opens a device's channel.
 pub(super) async fn open(
@@ -69,8 +72,8 @@ pub(super) async fn open(
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE)
         .on_upgrade(move |socket| {
-            let channel =
-                Channel { app, entry, cuts, socket, messages: Bucket::default(), _admission: admission };
+            let (messages, data) = (Bucket::default(), Bucket::default());
+            let channel = Channel { app, entry, cuts, socket, messages, data, _admission: admission };
             tasks.track_future(Box::pin(channel.run(greeting)))
         }))
 }
@@ -82,6 +85,7 @@ struct Channel {
     cuts: u32,
     socket: WebSocket,
     messages: Bucket,
+    data: Bucket,
     /// The connection's place among all of the listener's: it holds a file.
     _admission: Option<Extension<Admission>>,
 }
@@ -97,6 +101,8 @@ enum End {
 /// What came.
 enum Came {
     Frame(DeviceFrame),
+    /// Data of a stream, with its number.
+    Data(Bytes),
     /// A sign of life, or what this version leaves aside.
     Life,
     End(End),
@@ -128,7 +134,7 @@ impl Channel {
             };
             match came {
                 Came::Frame(DeviceFrame::Hello(hello)) => return Ok((hello, greeting.over())),
-                Came::Frame(_) => return Err(End::Bye("protocol")),
+                Came::Frame(_) | Came::Data(_) => return Err(End::Bye("protocol")),
                 // Neither pings nor frames of a later version buy more time.
                 Came::Life => {}
                 Came::End(end) => return Err(end),
@@ -137,14 +143,15 @@ impl Channel {
     }
 
     async fn turn(&mut self, hello: &Hello, _place: Option<Place>) -> End {
-        let turn = self.app.channels.begin(&self.entry, Kind::Socket);
+        let turn = self.app.channels.begin(&self.entry, Kind::Socket, Features::of(&hello.features));
         // Whatever ends this, the device's turn ends with it.
         let _ended = Ended { app: self.app.clone(), entry: Arc::clone(&self.entry), turn: Arc::clone(&turn) };
         let welcome = frames::welcome(&self.app, &self.entry, &turn, hello);
-        if let Err(end) = self.send(&welcome, &turn).await {
-            return end;
-        }
-        match self.talk(&turn).await {
+        let talk = async {
+            self.send(text(&welcome)?, &turn).await?;
+            self.talk(&turn).await
+        };
+        match talk.await {
             Ok(never) => match never {},
             Err(end) => end,
         }
@@ -161,9 +168,17 @@ impl Channel {
             if let Some(code) = frames::over(&self.app, &self.entry, Some(turn), self.cuts) {
                 return Err(End::Bye(code));
             }
+            if let Some(say) = turn.streams.next() {
+                let message = match say {
+                    Say::Frame(frame) => text(&frame)?,
+                    Say::Data(bytes) => Message::Binary(bytes.into()),
+                };
+                self.send(message, turn).await?;
+                continue;
+            }
             match frames::next(&self.app, &self.entry, turn).await {
                 Ok(Some(frame)) => {
-                    self.send(&frame, turn).await?;
+                    self.send(text(&frame)?, turn).await?;
                     continue;
                 }
                 Ok(None) => {}
@@ -174,6 +189,7 @@ impl Channel {
             let came = tokio::select! {
                 message = self.socket.recv() => came(message),
                 () = &mut changed => continue,
+                () = turn.streams.news.notified() => continue,
                 () = app.stopping.cancelled() => continue,
                 () = &mut silent => return Err(End::Gone),
             };
@@ -183,12 +199,19 @@ impl Channel {
             silent.as_mut().reset(time::Instant::now() + lease);
             self.app.channels.heard(&self.entry, turn);
             devices::heard(&self.app, &self.entry);
-            while !self.messages.take(MESSAGES, Instant::now()) {
+            while !match came {
+                Came::Data(_) => self.data.take(DATA, Instant::now()),
+                _ => self.messages.take(MESSAGES, Instant::now()),
+            } {
                 time::sleep(std::time::Duration::from_millis(20)).await;
             }
             match came {
                 Came::Frame(DeviceFrame::Hello(_)) => return Err(End::Bye("protocol")),
+                Came::Data(message) => {
+                    turn.streams.data(&message).map_err(|_| End::Bye("protocol"))?;
+                }
                 Came::Frame(frame) => {
+                    let Some(frame) = turn.streams.take(frame) else { continue };
                     // Apart, as in `frames::next`.
                     if Box::pin(frames::take(&self.app, &self.entry, frame)).await.is_err() {
                         return Err(End::Bye("restarting"));
@@ -199,13 +222,12 @@ impl Channel {
         }
     }
 
-    /// Sends a frame. A device that does not read is cut off, and so is one that was revoked meanwhile.
-    async fn send(&mut self, frame: &CloudFrame, turn: &Turn) -> Result<(), End> {
+    /// Sends a message. A device that does not read is cut off, and so is one that was revoked meanwhile.
+    async fn send(&mut self, message: Message, turn: &Turn) -> Result<(), End> {
         let (app, entry, cuts) = (self.app.clone(), Arc::clone(&self.entry), self.cuts);
         let patience = app.channels.timing().write;
-        let text = channel::write(frame).map_err(|_| End::Gone)?;
         let sent = tokio::select! {
-            sent = timeout(patience, self.socket.send(Message::text(text))) => sent,
+            sent = timeout(patience, self.socket.send(message)) => sent,
             _ = over(&app, &entry, Some(turn), cuts) => return Err(End::Gone),
         };
         match sent {
@@ -248,12 +270,15 @@ async fn over(app: &App, entry: &Entry, turn: Option<&Turn>, cuts: u32) -> &'sta
     }
 }
 
+fn text(frame: &CloudFrame) -> Result<Message, End> {
+    channel::write(frame).map(Message::text).map_err(|_| End::Gone)
+}
+
 fn came(message: Option<Result<Message, axum::Error>>) -> Came {
     let text = match message {
         Some(Ok(Message::Text(text))) => Bytes::from(text),
         Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Came::Life,
-        // Data of a stream; none is open, so it is of one that just ended.
-        Some(Ok(Message::Binary(_))) => return Came::Life,
+        Some(Ok(Message::Binary(message))) => return Came::Data(message),
         Some(Ok(Message::Close(_))) | None => return Came::End(End::Gone),
         Some(Err(error)) => {
             tracing::debug!(%error, "channel");

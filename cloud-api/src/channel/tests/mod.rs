@@ -3,6 +3,7 @@
 mod commands;
 mod exchange;
 mod socket;
+mod streams;
 
 use std::time::Duration;
 
