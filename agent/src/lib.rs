@@ -11,7 +11,8 @@
 //! ```
 //! Beside them: [`settings`] (`copal.json`, flags), [`state`] (durable, checksummed files), [`clock`], [`identity`]
 //! (keys, enrolment, login), [`cloud`] (bounded HTTP with pins), [`channel`] (the
-//! WebSocket that brings hints and commands), [`orders`] (what people tell this device to do, once).
+//! WebSocket that brings hints and commands), [`orders`] (what people tell this device to do, once), [`terminal`] (a
+//! person's shell).
 #![forbid(unsafe_code)]
 
 pub mod apply;
@@ -33,6 +34,7 @@ pub mod settings;
 pub mod state;
 pub mod supervisor;
 pub mod target;
+pub mod terminal;
 
 /// This agent's version.
 #[must_use]

@@ -41,6 +41,16 @@ enum Command {
     Diagnose(commands::diagnose::DiagnoseArgs),
     /// One file for whoever helps from afar: checks, status, logs, without secrets.
     SupportBundle(commands::support_bundle::BundleArgs),
+    /// Terminals that are open on this device.
+    #[command(subcommand)]
+    Terminal(commands::terminal::TerminalCommand),
+    /// Takes a terminal and becomes a shell; the agent starts it.
+    #[command(name = copal_agent::terminal::CHILD, hide = true)]
+    TerminalChild {
+        /// The terminal, and what to become.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Make the run folders before the engine starts (a unit ordered before it does).
     Prepare,
     /// The version.
@@ -105,6 +115,8 @@ fn perform(cli: &Cli) -> anyhow::Result<bool> {
         Command::Os(command) => return commands::os::os(&cli.places, command),
         Command::Diagnose(args) => return commands::diagnose::diagnose(&cli.places, args),
         Command::SupportBundle(args) => commands::support_bundle::support_bundle(&cli.places, args)?,
+        Command::Terminal(command) => return commands::terminal::terminal(&cli.places, command),
+        Command::TerminalChild { words } => copal_agent::terminal::child(words)?,
         Command::Prepare => commands::prepare::prepare(&cli.places)?,
         Command::Version => println!("{}", env!("CARGO_PKG_VERSION")),
     }

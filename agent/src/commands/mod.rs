@@ -11,4 +11,5 @@ mod rooms;
 pub mod run;
 pub mod status;
 pub mod support_bundle;
+pub mod terminal;
 pub mod verify;

@@ -9,6 +9,7 @@
 //! | `os` | targets, services, condition | the operating system's status; restarts |
 //! | `selfupdate::Updater` | targets, the others' states | its status; another binary in this process's place |
 //! | `report::Reporter` | status of all, condition | signed reports, `status.json` |
+//! | `terminal` | streams of the channel | shells, for as long as they may be |
 //! | `diagnostics::door` | questions of programs on this device | results of health checks |
 //! | watchdog | time | systemd's pings |
 
@@ -40,6 +41,7 @@ use crate::{
     settings::{self, Places},
     supervisor::{self, Deps, holds::Holds},
     target::{Channels, Condition, Nudges, Pace, Sync},
+    terminal::{self, Terminals},
 };
 
 /// Runs until SIGTERM or SIGINT.
@@ -77,6 +79,20 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         Arc::new(diagnostics::Deps::new(places.clone(), rooms.clock.clone(), engine.clone(), link, true));
     let hands =
         RealHands::new(asking, pause.clone(), nudges.clone(), rooms.reboot_command(places), checks.clone());
+    let terminals = Arc::new(Terminals::new(terminal::Deps {
+        doors: Box::new(terminal::doors::OwnDoors {
+            engine: engine.clone(),
+            instance: rooms.session.identity(crate::identity::Identity::instance),
+        }),
+        trust: Box::new(terminal::grant::OwnTrust {
+            store: rooms.store.clone(),
+            session: rooms.session.clone(),
+        }),
+        policy: places.policy.clone(),
+        folder: terminal::open::Folder::of(&places.state_dir),
+        recordings: terminal::recordings::Recordings::of(&places.state_dir),
+        clock: rooms.clock.clone(),
+    }));
     let channel = channel::run(channel::Deps {
         session: rooms.session.clone(),
         nudges,
@@ -87,7 +103,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         clock: rooms.clock.clone(),
         pace: channel::pace::Pace::default(),
         max_bytes_month: places.max_bytes_month,
-        streams: channel::streams::Kinds::default(),
+        streams: channel::streams::Kinds { terminal: Some(terminals.clone()), ..Default::default() },
     });
     let orders = orders::run(rooms.orders(places, Arc::new(hands), acks.clone()), told);
     let (status_writer, status) = watch::channel(AgentStatus::default());
@@ -158,6 +174,8 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
             false
         }
     };
+    // A shell that nobody can end any more must not stay.
+    terminals.end_all().await;
     if another {
         return Err(launch::again(&launched)).context("the installed agent could not be started again");
     }

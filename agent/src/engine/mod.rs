@@ -10,6 +10,7 @@ mod api;
 mod create;
 mod docker;
 mod error;
+mod exec;
 #[cfg(test)]
 pub(crate) mod fake;
 mod image;
@@ -29,6 +30,7 @@ pub use api::{
     MountPoint, Network, NetworkRequest, RunState, Volume, VolumeRequest, service_ref,
 };
 pub use error::EngineError;
+pub use exec::{ExecRequest, ExecState};
 pub use image::{ImageId, ImageIdentity, PullProgress};
 pub use logs::lines as log_lines;
 pub use look::{EngineInfo, Inspection, Whose};

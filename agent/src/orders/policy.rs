@@ -9,6 +9,7 @@
 //! deny = ["reboot", "purge_data"]
 //!
 //! [terminal]
+//! enabled = true
 //! host = false
 //! ```
 
@@ -36,6 +37,8 @@ pub const VERBS: &[&str] = &[
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
     deny: BTreeSet<String>,
+    /// No terminal at all.
+    no_terminal: bool,
     /// Whether a terminal on the host itself is allowed.
     pub host_terminal: bool,
     /// Why nothing is allowed.
@@ -56,16 +59,39 @@ impl Policy {
         read.unwrap_or_else(|why| broken(format!("{}: {why}; mend it on the device", path.display())))
     }
 
+    fn usable(&self) -> Result<(), String> {
+        match &self.broken {
+            Some(why) => {
+                Err(format!("the policy file of this device cannot be used, so nothing is allowed: {why}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a terminal may be: any, or one on the host itself.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub fn check_terminal(&self, host: bool) -> Result<(), String> {
+        self.usable()?;
+        if self.no_terminal {
+            return Err(
+                "the policy file of this device denies terminals ([terminal] enabled = false)".to_owned()
+            );
+        }
+        if host && !self.host_terminal {
+            let why = "a terminal on the device itself is allowed by its policy file only ([terminal] host = true in /etc/copal/policy.toml)";
+            return Err(why.to_owned());
+        }
+        Ok(())
+    }
+
     /// Whether an act of this verb may be.
     ///
     /// # Errors
     /// Why not, for people.
     pub fn check(&self, verb: &str) -> Result<(), String> {
-        if let Some(why) = &self.broken {
-            return Err(format!(
-                "the policy file of this device cannot be used, so nothing is allowed: {why}"
-            ));
-        }
+        self.usable()?;
         if self.deny.contains(verb) {
             return Err(format!("the policy file of this device denies {verb}"));
         }
@@ -110,11 +136,17 @@ fn parse(text: &str) -> Result<Policy, String> {
                 Ok(verbs) => policy.deny = verbs,
                 Err(why) => return wrong(&why),
             },
-            ("terminal", "host") => match value.as_str() {
-                "true" => policy.host_terminal = true,
-                "false" => policy.host_terminal = false,
-                _ => return wrong("host is true or false"),
-            },
+            ("terminal", "host" | "enabled") => {
+                let value = match value.as_str() {
+                    "true" => true,
+                    "false" => false,
+                    _ => return wrong("host and enabled are true or false"),
+                };
+                match key {
+                    "host" => policy.host_terminal = value,
+                    _ => policy.no_terminal = !value,
+                }
+            }
             _ => return wrong("a setting that is not known here"),
         }
     }
@@ -157,6 +189,11 @@ mod tests {
             VERBS.iter().filter(|v| policy.check(v).is_err()).collect::<Vec<_>>(),
             [&"purge_data", &"reboot"]
         );
+        assert_eq!((policy.check_terminal(false), policy.check_terminal(true)), (Ok(()), Ok(())));
+        let off = parse("[terminal]\nhost = true\nenabled = false").unwrap();
+        assert!(off.check_terminal(false).is_err() && off.check_terminal(true).is_err());
+        let usual = parse("[terminal]\nenabled = true").unwrap();
+        assert!(usual.check_terminal(false).is_ok() && usual.check_terminal(true).is_err());
         for nothing in ["", "[actions]\ndeny = []", "[actions]\n[terminal]\nhost=false\n"] {
             assert_eq!(parse(nothing).unwrap(), Policy::default(), "{nothing}");
         }
@@ -175,6 +212,8 @@ mod tests {
             "[actions]\ndeny = []\ndeny = []",
             "[actions]\n[actions]",
             "[terminal]\nhost = yes",
+            "[terminal]\nenabled = 1",
+            "[terminal]\nenabled = true\nenabled = false",
             "reboot",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
@@ -186,7 +225,7 @@ mod tests {
             std::fs::write(&path, bytes).unwrap();
             let policy = Policy::load(&path);
             assert!(policy.check("blink").unwrap_err().contains("policy.toml"));
-            assert!(!policy.host_terminal);
+            assert!(policy.check_terminal(false).is_err() && policy.check_terminal(true).is_err());
         }
     }
 

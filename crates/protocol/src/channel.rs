@@ -318,6 +318,8 @@ pub struct OpenTerminal {
     pub reason: String,
     /// Seconds it may last; the device's own bound is not passed.
     pub max_s: u32,
+    /// Seconds without a byte typed after which it ends; the same.
+    pub idle_s: u32,
     /// Bytes it may carry, both ways together; the same.
     pub max_bytes: u64,
 }
@@ -484,12 +486,12 @@ mod tests {
             (TerminalTarget::Recording(session_id), json!({"recording": session_id})),
         ] {
             let (who, reason) = ("anna".to_owned(), "it is slow".to_owned());
-            let (cols, rows, max_s, max_bytes) = (80, 24, 900, 1 << 20);
-            let open = OpenTerminal { session_id, target, cols, rows, who, reason, max_s, max_bytes };
+            let (cols, rows, max_s, idle_s, max_bytes) = (80, 24, 900, 300, 1 << 20);
+            let open = OpenTerminal { session_id, target, cols, rows, who, reason, max_s, idle_s, max_bytes };
             there_and_back(
                 &CloudFrame::Open(Open { stream: 3, of: StreamOf::Terminal(open) }),
                 &json!({"t": "open", "stream": 3, "of": {"kind": "terminal", "session_id": session_id, "target": wire, "cols": 80,
-                    "rows": 24, "who": "anna", "reason": "it is slow", "max_s": 900, "max_bytes": 1 << 20}}),
+                    "rows": 24, "who": "anna", "reason": "it is slow", "max_s": 900, "idle_s": 300, "max_bytes": 1 << 20}}),
             );
         }
         there_and_back(

@@ -169,10 +169,13 @@ pub fn answer(offer: &TerminalOffer) -> Result<(String, Line), LineError> {
     Ok((BASE64.encode(encapped.to_bytes()), line))
 }
 
-/// One end of a line.
+/// One end of a line: its two ways, which may be used apart.
+#[derive(Debug)]
 pub struct Line {
-    says: Way,
-    hears: Way,
+    /// What this end says.
+    pub says: Says,
+    /// What it hears.
+    pub hears: Hears,
 }
 
 struct Way {
@@ -190,9 +193,21 @@ impl Way {
     }
 }
 
-impl std::fmt::Debug for Line {
+/// The way out.
+pub struct Says(Way);
+
+/// The way in.
+pub struct Hears(Way);
+
+impl std::fmt::Debug for Says {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Line({} said, {} heard)", self.says.count, self.hears.count)
+        write!(f, "Says({})", self.0.count)
+    }
+}
+
+impl std::fmt::Debug for Hears {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Hears({})", self.0.count)
     }
 }
 
@@ -207,29 +222,36 @@ impl Line {
             export(word, &mut *key).map_err(|_| LineError::Key)?;
             Ok(Way { cipher: Cipher::new((&*key).into()), count: 0 })
         };
-        Ok(Self { says: way(says)?, hears: way(hears)? })
+        Ok(Self { says: Says(way(says)?), hears: Hears(way(hears)?) })
     }
+}
 
+impl Says {
     /// Seals bytes, as records.
+    ///
+    /// # Panics
+    /// Never: a piece is far below the cipher's bound.
     #[must_use]
     pub fn seal(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes.len() + 64);
         for piece in bytes.chunks(MAX_SEALED) {
-            let nonce = self.says.nonce();
+            let nonce = self.0.nonce();
             let sealed =
-                self.says.cipher.encrypt(&nonce.into(), piece).expect("a piece is far below 2^38 bytes");
+                self.0.cipher.encrypt(&nonce.into(), piece).expect("a piece is far below 2^38 bytes");
             out.extend_from_slice(&record(RecordKind::Sealed, &sealed));
         }
         out
     }
+}
 
+impl Hears {
     /// Opens the next record's body.
     ///
     /// # Errors
     /// [`LineError::Sealed`]; nothing after it can be believed.
     pub fn open(&mut self, body: &[u8]) -> Result<Vec<u8>, LineError> {
-        let nonce = self.hears.nonce();
-        self.hears.cipher.decrypt(&nonce.into(), body).map_err(|_| LineError::Sealed)
+        let nonce = self.0.nonce();
+        self.0.cipher.decrypt(&nonce.into(), body).map_err(|_| LineError::Sealed)
     }
 }
 
@@ -262,33 +284,34 @@ mod tests {
         let (mut device, mut operator) = pair();
         let text: Vec<u8> = (0..MAX_SEALED * 2 + 5).map(|n| n as u8).collect();
         for piece in [1, 7, 100_000] {
-            let sealed = operator.seal(&text);
+            let sealed = operator.says.seal(&text);
             let heard: Vec<u8> =
-                bodies(&sealed, piece).iter().flat_map(|body| device.open(body).unwrap()).collect();
+                bodies(&sealed, piece).iter().flat_map(|body| device.hears.open(body).unwrap()).collect();
             assert_eq!(heard, text);
-            let answered = device.seal(b"yes");
-            assert_eq!(operator.open(&bodies(&answered, piece)[0]).unwrap(), b"yes");
+            let answered = device.says.seal(b"yes");
+            assert_eq!(operator.hears.open(&bodies(&answered, piece)[0]).unwrap(), b"yes");
         }
     }
 
     #[test]
     fn nothing_can_be_changed_left_out_repeated_or_turned_back() {
-        let said = |operator: &mut Line| bodies(&[operator.seal(b"rm"), operator.seal(b"x")].concat(), 9);
+        let said =
+            |operator: &mut Line| bodies(&[operator.says.seal(b"rm"), operator.says.seal(b"x")].concat(), 9);
         let (mut device, mut operator) = pair();
         let mut changed = said(&mut operator)[0].clone();
         changed[0] ^= 1;
-        assert_eq!(device.open(&changed), Err(LineError::Sealed));
+        assert_eq!(device.hears.open(&changed), Err(LineError::Sealed));
         let (mut device, mut operator) = pair();
-        assert_eq!(device.open(&said(&mut operator)[1]), Err(LineError::Sealed));
+        assert_eq!(device.hears.open(&said(&mut operator)[1]), Err(LineError::Sealed));
         let (mut device, mut operator) = pair();
         let once = said(&mut operator);
-        device.open(&once[0]).unwrap();
-        assert_eq!(device.open(&once[0]), Err(LineError::Sealed));
+        device.hears.open(&once[0]).unwrap();
+        assert_eq!(device.hears.open(&once[0]), Err(LineError::Sealed));
         let (_, mut operator) = pair();
         let own = said(&mut operator);
-        assert_eq!(operator.open(&own[0]), Err(LineError::Sealed));
+        assert_eq!(operator.hears.open(&own[0]), Err(LineError::Sealed));
         let (mut other, _) = pair();
-        assert_eq!(other.open(&own[0]), Err(LineError::Sealed), "of another session");
+        assert_eq!(other.hears.open(&own[0]), Err(LineError::Sealed), "of another session");
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub use root::{
     AllowPolicy, CloudAddress, EnvMode, Policy, ReleaseMode, Role, RoleKeys, Root, RootKey, TerminalMode,
 };
 pub use terminal::{
-    GRANT_WAIT_S, MAX_GRANT_S, MAX_REASON, MAX_TERMINAL_BYTES, MAX_TERMINAL_S, TerminalGrant, TerminalOffer,
-    TerminalTarget,
+    GRANT_WAIT_S, MAX_GRANT_S, MAX_IDLE_S, MAX_REASON, MAX_TERMINAL_BYTES, MAX_TERMINAL_S, TerminalGrant,
+    TerminalOffer, TerminalTarget,
 };
 
 /// The version of the payload formats described here; the `spec` field of each.

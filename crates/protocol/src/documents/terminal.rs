@@ -9,6 +9,8 @@ use crate::ids::{DeviceId, FleetId, Name, SessionId, Sha256Hex};
 pub const MAX_GRANT_S: u32 = 15 * 60;
 /// The longest it lives without one, seconds.
 pub const MAX_TERMINAL_S: u32 = 30 * 60;
+/// The longest it stays open without a byte typed, seconds.
+pub const MAX_IDLE_S: u32 = 5 * 60;
 /// The most bytes a terminal carries, both ways together.
 pub const MAX_TERMINAL_BYTES: u64 = 64 << 20;
 /// Within so many seconds of its offer a grant must come; a passphrase has to be typed meanwhile.
