@@ -8,7 +8,7 @@
 #   images/os/build.sh engine [image NAME VERSION]   the disk with systemd and a container engine, or an image for it
 #   images/os/build.sh grub [any of the above but engine]   the same for x86-64 with GRUB, in target/os/grub
 #
-# FAULT: panic silent unhealthy nokernel gonekernel noinit nonet hang - what is wrong with it (see fault() below).
+# FAULT: panic silent unhealthy nokernel gonekernel noinit nonet hang lostdisk - what is wrong with it (see fault() below).
 # Everything is made of what `tests/setup.sh os` fetched, without root, loop devices or network, and the same inputs
 # give the same bytes: identifiers, seeds and times are fixed, so two versions share every block they have in common.
 set -euo pipefail
@@ -152,6 +152,7 @@ fault() {
     panic) printf '%s\n' 'say "fault: panic"; echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger' >>"$tree/etc/copal/fault" ;;
     silent) printf '%s\n' 'say "fault: the agent never runs"; : >/run/no-agent' >>"$tree/etc/copal/fault" ;;
     hang) printf '%s\n' 'say "fault: start-up hangs"; while :; do sleep 1000; done' >>"$tree/etc/copal/fault" ;;
+    lostdisk) printf '%s\n' 'say "fault: the disk goes"; echo 1 >/sys/class/nvme/nvme0/device/remove; ls -lR /lib /etc' >>"$tree/etc/copal/fault" ;;
     nonet) printf '%s\n' 'say "fault: no network"; network=no' >>"$tree/etc/copal/fault" ;;
     unhealthy)
         printf '#!/bin/sh\necho "the heater does not heat"\nexit 1\n' >"$tree/etc/copal/health.d/50-heater"

@@ -51,8 +51,9 @@ boot_files() {
     # What OpenEmbedded's grub-efi has of what is used here, and what the layer adds.
     modules="boot configfile ext2 fat linux normal part_gpt search test"
     modules+=$(sed -n 's/^GRUB_BUILDIN:append:copal = "\(.*\)"$/\1/p' yocto/meta-copal/recipes-bsp/grub/grub-efi_%.bbappend)
-    # A panicked kernel restarts soon, and says little when all is well.
-    printf '%s\n' 'set copal_args="console=ttyS0 quiet"' 'set copal_panic=2' 'export copal_args' 'export copal_panic' >"$place/early.cfg"
+    # A panicked kernel restarts soon, and says little when all is well. An emulated disk is as slow as the machine it is on, and
+    # not broken for that: the kernel would take it away after a minute.
+    printf '%s\n' 'set copal_args="console=ttyS0 quiet nvme_core.io_timeout=600 nvme_core.admin_timeout=600"' 'set copal_panic=2' 'export copal_args' 'export copal_panic' >"$place/early.cfg"
     # shellcheck disable=SC2086 # a list
     grub-mkimage -O x86_64-efi -p /EFI/BOOT -c "$place/early.cfg" -o "$place/bootx64.efi" $modules
     {

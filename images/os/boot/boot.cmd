@@ -143,8 +143,13 @@ if itest ${copal_valid} == 1; then
   part uuid ${devtype} ${devnum}:${copal_p} copal_uuid
   test -n "${copal_panic}" || setenv copal_panic 10
   test -n "${copal_fdt}" || setenv copal_fdt ${fdtcontroladdr}
-  setenv bootargs root=PARTUUID=${copal_uuid} rootfstype=ext4 ro rootwait panic=${copal_panic} copal.slot=${copal_s} copal.trial=${copal_trial} copal.gen=${copal_gen} copal.echo=${copal_echo} copal.fell=${copal_fell} ${copal_args}
-  booti ${kernel_addr_r} - ${copal_fdt}
+  # A trial whose file system cannot be read ends at once, in a panic: its programs could neither judge it nor end it.
+  setenv copal_flags
+  test "${copal_trial}" = 0 || setenv copal_flags rootflags=errors=panic
+  # One word, in quotes: U-Boot takes 16 words in a command, and a kernel without its command line finds no root and waits for ever.
+  if setenv bootargs "root=PARTUUID=${copal_uuid} rootfstype=ext4 ${copal_flags} ro rootwait panic=${copal_panic} copal.slot=${copal_s} copal.trial=${copal_trial} copal.gen=${copal_gen} copal.echo=${copal_echo} copal.fell=${copal_fell} ${copal_args}"; then
+    booti ${kernel_addr_r} - ${copal_fdt}
+  fi
 fi
 echo "COPAL: slot ${copal_s} did not start"
 sleep 1

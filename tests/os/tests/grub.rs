@@ -97,6 +97,13 @@ async fn a_kernel_panic_ends_in_the_old_slot() {
     assert_eq!(device["os"]["failed"], device["os"]["target"]["release"], "{device}");
 }
 
+/// Nothing of such a system runs any more, neither its judge nor its guard: the kernel ends it.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: make test-os"]
+async fn a_trial_whose_disk_goes_away_ends_in_the_old_slot() {
+    scenario::undone(Board::Grub, &["lostdisk"], "os_no_verdict").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: make test-os"]
 async fn a_kernel_that_is_not_there_ends_in_the_old_slot() {

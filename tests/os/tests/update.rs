@@ -24,6 +24,12 @@ async fn a_kernel_panic_ends_in_the_old_slot() {
     assert_eq!(device["os"]["failed"], device["os"]["target"]["release"], "{device}");
 }
 
+/// Nothing of such a system runs any more, neither its judge nor its guard: the kernel ends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trial_whose_disk_goes_away_ends_in_the_old_slot() {
+    undone(&["lostdisk"], "os_no_verdict").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unhealthy_system_is_undone_and_the_check_is_named() {
     let device = undone(&["unhealthy"], "os_unhealthy").await;
