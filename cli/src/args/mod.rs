@@ -17,7 +17,7 @@ pub use owner::{
     CloudArgs, FleetCommand, FleetCreate, KeyRole, KeysCommand, LockArgs, Login, Mode, PolicyArgs,
     RootCommand, Terminal,
 };
-pub use server::{AuditCommand, TokenCommand, TokenScope};
+pub use server::{AuditCommand, FleetRole, MemberCommand, ServerRole, TokenCommand, TokenScope, UserCommand};
 pub use work::{
     BuildCommand, CardsCommand, Deploy, DeviceCommand, DeviceConfig, EnrolmentCommand, EnvCommand, EnvSet,
     Push, ReleaseCommand, Scope, Status,
@@ -119,6 +119,12 @@ pub enum Command {
     /// API tokens
     #[command(subcommand)]
     Token(TokenCommand),
+    /// People of the server
+    #[command(subcommand)]
+    User(UserCommand),
+    /// What people are on one fleet
+    #[command(subcommand)]
+    Member(MemberCommand),
     /// Show how the devices of a fleet fare
     Status(Status),
     /// Who did what

@@ -11,6 +11,7 @@ mod lock;
 mod login;
 mod os;
 mod os_bundle;
+mod people;
 mod releases;
 mod roots;
 mod status;
@@ -53,6 +54,8 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Build(command) => builds::run(&ctx, command).await,
         Command::Push(args) => builds::push(&ctx, args).await,
         Command::Token(command) => account::tokens(&ctx, command).await,
+        Command::User(command) => people::users(&ctx, command).await,
+        Command::Member(command) => people::members(&ctx, command).await,
         Command::Status(args) => Box::pin(status::run(&ctx, args)).await,
         Command::Audit(command) => audit::run(&ctx, command).await,
         Command::Completions { .. } => Ok(()),

@@ -27,7 +27,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{Query, fleets::allowed};
 use crate::{
     app::App,
-    auth::{Act, Caller},
+    auth::{Act, Caller, Sees},
     bus::Numbered,
     error::{Problem, Result},
 };
@@ -68,12 +68,13 @@ pub(crate) async fn events(
     Query(params): Query<Params>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let fleet = match &params.fleet {
-        Some(slug) => Some(allowed(&app, &caller, slug, Act::Read).await?.fleet_id),
-        None => {
-            caller.may(Act::Read, None)?;
-            caller.fleet
-        }
+    let sees = match &params.fleet {
+        Some(slug) => Sees::Only(vec![allowed(&app, &caller, slug, Act::Read).await?.fleet_id]),
+        None => caller.sees(),
+    };
+    let only = match sees {
+        Sees::All => None,
+        Sees::Only(these) => Some(these.iter().map(ToString::to_string).collect()),
     };
     let place = Place::take()?;
     // Subscribed before looking back, so that nothing falls in between; what is in both is dropped by its number.
@@ -86,7 +87,7 @@ pub(crate) async fn events(
     let listener = Listener {
         last: last.filter(|_| !reset).unwrap_or(0),
         app,
-        fleet: fleet.map(|f| f.to_string()),
+        only,
         missed,
         reset,
         live,
@@ -128,7 +129,8 @@ impl Drop for Place {
 
 struct Listener {
     app: App,
-    fleet: Option<String>,
+    /// Of these fleets, by id; `None`: of all.
+    only: Option<Vec<String>>,
     missed: VecDeque<Numbered>,
     reset: bool,
     live: Receiver<Numbered>,
@@ -174,7 +176,8 @@ impl Listener {
                 continue;
             }
             self.last = numbered.id;
-            if self.fleet.as_deref().is_some_and(|own| own != numbered.event.fleet_id()) {
+            if self.only.as_ref().is_some_and(|only| !only.iter().any(|own| own == numbered.event.fleet_id()))
+            {
                 continue;
             }
             return frame(&numbered);
@@ -258,7 +261,10 @@ mod tests {
         let mine = fleets::by_slug(&cloud.app, "mine").await.unwrap().fleet_id;
         let other = fleets::by_slug(&cloud.app, "other").await.unwrap().fleet_id;
         let narrow = cloud.token("bob@example.org", Role::Viewer, Scope::Read, Some(mine)).await;
-        for (token, query) in [(&anna, "?fleet=mine"), (&narrow, "")] {
+        let max = cloud.user("max@example.org", Role::Member).await;
+        let member = "/api/v1/fleets/mine/members/max@example.org";
+        cloud.call("PUT", member, &anna, Some(serde_json::json!({"role": "viewer"}))).await;
+        for (token, query) in [(&anna, "?fleet=mine"), (&narrow, ""), (&max, "")] {
             let stream = open(&cloud, token, query, None).await;
             cloud.app.bus.publish(device(&other.to_string(), "theirs"));
             cloud.app.bus.publish(device(&mine.to_string(), "ours"));

@@ -1,6 +1,9 @@
 //! Who the credentials belong to.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
+use copal_protocol::ids::FleetId;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -23,8 +26,11 @@ pub fn router() -> OpenApiRouter<App> {
 pub struct Me {
     /// The address.
     pub email: String,
-    /// What the person is.
+    /// What the person is on the whole server.
     pub role: Role,
+    /// What the person is on single fleets, by their names, beside that; the greater of the two counts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub fleets: BTreeMap<String, Role>,
     /// What the credentials allow of that.
     pub scope: Scope,
     /// The name of the token, where one was used.
@@ -42,5 +48,26 @@ pub(crate) async fn me(State(app): State<App>, caller: Caller) -> Result<Json<Me
         Some(id) => Some(fleets::by_id(&app, id).await?.slug),
         None => None,
     };
-    Ok(Json(Me { email: caller.email, role: caller.role, scope: caller.scope, token: caller.token, fleet }))
+    let mut on_fleets = (*caller.on_fleets).clone();
+    on_fleets.retain(|id, _| caller.fleet.is_none_or(|own| own == *id));
+    Ok(Json(Me {
+        email: caller.email,
+        role: caller.role,
+        fleets: named(&app, &on_fleets).await?,
+        scope: caller.scope,
+        token: caller.token,
+        fleet,
+    }))
+}
+
+/// Roles on fleets, by the fleets' names.
+///
+/// # Errors
+/// When the database fails.
+pub(super) async fn named(app: &App, on_fleets: &BTreeMap<FleetId, Role>) -> Result<BTreeMap<String, Role>> {
+    let mut roles = BTreeMap::new();
+    for (id, role) in on_fleets {
+        roles.insert(fleets::by_id(app, *id).await?.slug, *role);
+    }
+    Ok(roles)
 }

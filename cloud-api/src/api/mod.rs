@@ -18,6 +18,7 @@ pub mod fleets;
 pub mod health;
 pub mod host_releases;
 pub mod me;
+pub mod members;
 pub mod metrics;
 pub mod openapi;
 mod paging;
@@ -48,6 +49,7 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(me::router())
         .merge(tokens::router())
         .merge(users::router())
+        .merge(members::router())
         .merge(server::router())
         .merge(audit::router())
         .merge(fleets::router())

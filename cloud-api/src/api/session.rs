@@ -11,11 +11,14 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Json, me::Me};
+use super::{
+    Json,
+    me::{self, Me},
+};
 use crate::{
     app::App,
     audit,
-    auth::{Caller, Role, Scope, limited, sessions, source, users},
+    auth::{Caller, Role, Scope, limited, members, sessions, source, users},
     error::{Problem, Result},
 };
 
@@ -67,7 +70,9 @@ pub(crate) async fn sign_in(
     let session = sessions::begin(&mut tx, &user.id).await?;
     audit::record_as(&mut tx, &email, &source, "session.begin", &object, serde_json::Value::Null).await?;
     tx.commit().await?;
-    let me = Me { email, role: user.role.parse::<Role>()?, scope: Scope::Full, token: None, fleet: None };
+    let role = user.role.parse::<Role>()?;
+    let fleets = me::named(&app, &*members::of_user(&app, &user.id, role).await?).await?;
+    let me = Me { email, role, fleets, scope: Scope::Full, token: None, fleet: None };
     let cookie = sessions::set_cookie(&app, &session)?;
     Ok((AppendHeaders([(header::SET_COOKIE, cookie)]), Json(me)))
 }

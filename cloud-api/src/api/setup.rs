@@ -105,7 +105,8 @@ pub(crate) async fn setup(
     .await?;
     let session = sessions::begin(&mut tx, &user_id).await?;
     tx.commit().await?;
-    let me = Me { email, role: Role::Owner, scope: Scope::Full, token: None, fleet: None };
+    let fleets = std::collections::BTreeMap::new();
+    let me = Me { email, role: Role::Owner, fleets, scope: Scope::Full, token: None, fleet: None };
     let cookie = sessions::set_cookie(&app, &session)?;
     Ok((StatusCode::CREATED, AppendHeaders([(header::SET_COOKIE, cookie)]), Json(me)))
 }

@@ -6,12 +6,13 @@
 
 mod caller;
 pub mod limits;
+pub mod members;
 pub mod passwords;
 pub mod sessions;
 pub mod tokens;
 pub mod users;
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 use axum::http::StatusCode;
 use copal_protocol::ids::FleetId;
@@ -39,6 +40,8 @@ pub struct Memory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
+    /// Nothing by itself: sees and does what the fleets it is a member of allow.
+    Member,
     /// Looks.
     Viewer,
     /// Deploys what there is.
@@ -110,6 +113,7 @@ macro_rules! words {
 words!(
     Role,
     "role",
+    Member = "member",
     Viewer = "viewer",
     Operator = "operator",
     Developer = "developer",
@@ -140,6 +144,26 @@ impl Act {
     }
 }
 
+/// Which fleets somebody sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sees {
+    /// Every one.
+    All,
+    /// These.
+    Only(Vec<FleetId>),
+}
+
+impl Sees {
+    /// Whether this one is among them.
+    #[must_use]
+    pub fn fleet(&self, fleet: &FleetId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(these) => these.contains(fleet),
+        }
+    }
+}
+
 /// Who makes a request. As an axum extractor it refuses with 401 what shows no valid credentials.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -149,8 +173,10 @@ pub struct Caller {
     pub email: String,
     /// The person.
     pub user_id: String,
-    /// What the person is.
+    /// What the person is on the whole server.
     pub role: Role,
+    /// What the person is on single fleets, where that is more.
+    pub on_fleets: Arc<BTreeMap<FleetId, Role>>,
     /// What the credentials allow of that.
     pub scope: Scope,
     /// The only fleet the credentials open; `None` opens all.
@@ -172,6 +198,7 @@ impl Caller {
             email: String::new(),
             user_id: String::new(),
             role: Role::Owner,
+            on_fleets: Arc::default(),
             scope: Scope::Full,
             fleet: None,
             token: None,
@@ -180,10 +207,27 @@ impl Caller {
         }
     }
 
+    /// What the person is on this fleet.
+    #[must_use]
+    pub fn role_on(&self, fleet: FleetId) -> Role {
+        self.on_fleets.get(&fleet).map_or(self.role, |role| self.role.max(*role))
+    }
+
+    /// Which fleets the caller sees.
+    #[must_use]
+    pub fn sees(&self) -> Sees {
+        match self.fleet {
+            Some(fleet) if self.role_on(fleet) >= Role::Viewer => Sees::Only(vec![fleet]),
+            Some(_) => Sees::Only(Vec::new()),
+            None if self.role >= Role::Viewer => Sees::All,
+            None => Sees::Only(self.on_fleets.keys().copied().collect()),
+        }
+    }
+
     /// Whether the caller may do this, on this fleet where it is about one.
     ///
     /// # Errors
-    /// 404 `not_found` for a fleet the token does not open, 403 `role_insufficient` or `scope_insufficient` else.
+    /// 404 `not_found` for a fleet the token does not open or the person is no member of, 403 `role_insufficient` or `scope_insufficient` else.
     pub fn may(&self, act: Act, fleet: Option<&FleetRow>) -> Result<()> {
         match (self.fleet, fleet) {
             (Some(own), Some(asked)) if own != asked.fleet_id => {
@@ -197,13 +241,20 @@ impl Caller {
             }
             _ => {}
         }
-        if self.role < act.role() {
+        let role = fleet.map_or(self.role, |fleet| self.role_on(fleet.fleet_id));
+        if let (Role::Member, Some(fleet)) = (role, fleet) {
+            return Err(Problem::not_found(format!("fleet {:?}", fleet.slug)));
+        }
+        if role < act.role() {
+            let (of, ask) = fleet.map_or_else(
+                || ("this server".to_owned(), "an owner of this server"),
+                |fleet| (format!("fleet {:?}", fleet.slug), "an admin of the fleet"),
+            );
             return Err(Problem::forbidden(
                 "role_insufficient",
                 format!(
-                    "{} has the role {}; this needs {} or more. Ask an owner of this server.",
+                    "{} has the role {role} on {of}; this needs {} or more. Ask {ask}.",
                     self.email,
-                    self.role,
                     act.role()
                 ),
             ));
@@ -277,16 +328,18 @@ mod tests {
     #[test]
     fn a_role_may_what_the_lesser_ones_may() {
         let may = |role, act| caller(role, Scope::Full).may(act, None).is_ok();
-        let table: Vec<String> = [Role::Viewer, Role::Operator, Role::Developer, Role::Admin, Role::Owner]
-            .into_iter()
-            .map(|role| {
-                let acts = [Act::Read, Act::Deploy, Act::Push, Act::Manage, Act::Own];
-                let allowed: Vec<_> =
-                    acts.into_iter().filter(|a| may(role, *a)).map(|a| format!("{a:?}")).collect();
-                format!("{role}: {}", allowed.join(" "))
-            })
-            .collect();
+        let table: Vec<String> =
+            [Role::Member, Role::Viewer, Role::Operator, Role::Developer, Role::Admin, Role::Owner]
+                .into_iter()
+                .map(|role| {
+                    let acts = [Act::Read, Act::Deploy, Act::Push, Act::Manage, Act::Own];
+                    let allowed: Vec<_> =
+                        acts.into_iter().filter(|a| may(role, *a)).map(|a| format!("{a:?}")).collect();
+                    format!("{role}: {}", allowed.join(" "))
+                })
+                .collect();
         insta::assert_snapshot!(table.join("\n"), @r"
+        member: 
         viewer: Read
         operator: Read Deploy
         developer: Read Deploy Push
@@ -317,5 +370,25 @@ mod tests {
         assert_eq!(caller.may(Act::Read, Some(&other)).unwrap_err().code(), "not_found");
         assert_eq!(caller.may(Act::Manage, None).unwrap_err().code(), "scope_insufficient");
         assert!(caller.may(Act::Read, None).is_ok());
+    }
+
+    #[test]
+    fn a_member_has_what_the_fleet_gives_and_learns_of_no_other() {
+        let (mine, other) = (FleetRow::example("mine", 1), FleetRow::example("other", 2));
+        let on_fleets = Arc::new(BTreeMap::from([(mine.fleet_id, Role::Operator)]));
+        let member = Caller { role: Role::Member, on_fleets: on_fleets.clone(), ..Caller::system() };
+        assert!(member.may(Act::Read, Some(&mine)).is_ok() && member.may(Act::Deploy, Some(&mine)).is_ok());
+        assert_eq!(member.may(Act::Push, Some(&mine)).unwrap_err().code(), "role_insufficient");
+        assert_eq!(member.may(Act::Read, Some(&other)).unwrap_err().code(), "not_found");
+        assert_eq!(member.may(Act::Read, None).unwrap_err().code(), "role_insufficient");
+        assert_eq!(member.sees(), Sees::Only(vec![mine.fleet_id]));
+
+        // The greater role counts, whichever it is; a token of another fleet opens none of it.
+        let developer = Caller { role: Role::Developer, ..member.clone() };
+        assert!(developer.may(Act::Push, Some(&mine)).is_ok());
+        assert_eq!(developer.sees(), Sees::All);
+        let elsewhere = Caller { fleet: Some(other.fleet_id), ..member };
+        assert_eq!(elsewhere.sees(), Sees::Only(Vec::new()));
+        assert_eq!(elsewhere.may(Act::Read, Some(&mine)).unwrap_err().code(), "not_found");
     }
 }

@@ -3,7 +3,7 @@
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
-use super::{Caller, Role, Scope, hash_secret, random_secret};
+use super::{Caller, Role, Scope, hash_secret, members, random_secret};
 use crate::{
     app::{self, App},
     error::{Problem, Result},
@@ -68,11 +68,14 @@ pub async fn caller(app: &App, id: &str, source: String) -> Result<Caller> {
     .await?;
     let (user_id, email, role) =
         row.ok_or_else(|| Problem::unauthorized("session_invalid", "The session has ended. Sign in again."))?;
+    let role = role.parse::<Role>()?;
+    let on_fleets = members::of_user(app, &user_id, role).await?;
     Ok(Caller {
         who: email.clone(),
         email,
         user_id,
-        role: role.parse::<Role>()?,
+        role,
+        on_fleets,
         scope: Scope::Full,
         fleet: None,
         token: None,

@@ -2,7 +2,7 @@
 
 use copal_protocol::ids::FleetId;
 
-use super::{Caller, Role, Scope, hash_secret, random_id, random_secret};
+use super::{Caller, Role, Scope, hash_secret, members, random_id, random_secret};
 use crate::{
     app::{self, App},
     error::{Problem, Result},
@@ -70,12 +70,15 @@ pub async fn by_hash(app: &App, hash: &str, source: String) -> Result<Caller> {
     if row.last_used_at.is_none_or(|at| at + USED_AT_GRAIN_S <= now) {
         touch(app, row.id, now);
     }
+    let role = row.role.parse::<Role>()?;
+    let on_fleets = members::of_user(app, &row.user_id, role).await?;
     let fleet = row.fleet_id.as_deref().map(str::parse::<FleetId>).transpose().map_err(Problem::internal)?;
     Ok(Caller {
         who: format!("token:{} ({})", row.name, row.email),
         email: row.email,
         user_id: row.user_id,
-        role: row.role.parse::<Role>()?,
+        role,
+        on_fleets,
         scope: row.scope.parse::<Scope>()?,
         fleet,
         token: Some(row.name),

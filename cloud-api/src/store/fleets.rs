@@ -14,6 +14,7 @@ use copal_protocol::{
 
 use crate::{
     app::App,
+    auth::Sees,
     error::{Problem, Result},
 };
 
@@ -131,16 +132,24 @@ pub async fn by_id(app: &App, fleet: FleetId) -> Result<FleetRow> {
     raw.ok_or_else(|| Problem::not_found(format!("fleet {fleet}")))?.try_into()
 }
 
-/// Fleets in the order of their slugs, beginning after one, of which only `only` where given.
+/// Fleets in the order of their slugs, beginning after one: those that are seen.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn list(app: &App, only: Option<FleetId>, after: &str, limit: i64) -> Result<Vec<FleetRow>> {
+pub async fn list(app: &App, sees: &Sees, after: &str, limit: i64) -> Result<Vec<FleetRow>> {
+    let only = match sees {
+        Sees::All => None,
+        Sees::Only(these) => {
+            let these: Vec<String> = these.iter().map(ToString::to_string).collect();
+            Some(serde_json::to_string(&these).map_err(Problem::internal)?)
+        }
+    };
     let raws: Vec<Raw> = sqlx::query_as(
-        "SELECT * FROM fleets WHERE slug > $1 AND ($2 IS NULL OR fleet_id = $2) ORDER BY slug LIMIT $3",
+        "SELECT * FROM fleets WHERE slug > $1 AND ($2 IS NULL OR fleet_id IN (SELECT value FROM json_each($2))) \
+         ORDER BY slug LIMIT $3",
     )
     .bind(after)
-    .bind(only.map(|f| f.to_string()))
+    .bind(only)
     .bind(limit)
     .fetch_all(app.db.read())
     .await?;

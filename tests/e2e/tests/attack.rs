@@ -67,7 +67,7 @@ async fn a_token_of_one_fleet_opens_no_route_of_another() {
             _ => continue,
         };
         let route = path.replace("{slug}", "porch").replace("{id}", id).replace("{version}", "1");
-        let route = route.replace("{command}", &"0".repeat(32));
+        let route = route.replace("{command}", &"0".repeat(32)).replace("{email}", "max@example.org");
         assert!(!route.contains('{'), "{route}");
         for method in methods.as_object().unwrap().keys() {
             let body = match (method.as_str(), path.rsplit('/').next().unwrap()) {
@@ -75,6 +75,7 @@ async fn a_token_of_one_fleet_opens_no_route_of_another() {
                 ("post", "uploads") => blob.as_str(),
                 ("post", "deploy" | "retry") if path.contains("/host-releases/") => r#"{"all":true}"#,
                 ("post", "commands") => r#"{"verb":"check_update"}"#,
+                ("put", "{email}") => r#"{"role":"viewer"}"#,
                 ("post", "withdraw") => r#"{"reason":"mine"}"#,
                 ("post", "deploy") => r#"{"release":"latest"}"#,
                 _ => "{}",

@@ -310,6 +310,8 @@ async fn what_goes_wrong_has_its_exit_code_and_says_what_to_do() {
         "release list",
         "env list",
         "token list",
+        "user list",
+        "member list",
         "audit list --limit 3",
         "audit verify",
         "device list --filter online",
@@ -369,6 +371,19 @@ async fn what_goes_wrong_has_its_exit_code_and_says_what_to_do() {
     fails_and_says(owner, &["status"], 2, "usage", "--fleet").await;
     assert_eq!(owner.json(&["status", "--fleet", "cellar"]).await["fleet"]["slug"], "cellar");
     assert_eq!(run_with(owner, &["status", "--json"], &[("COPAL_FLEET", "cellar")]).await.0, Some(0));
+
+    // A person of one fleet: sees it and no other, and nothing once taken out of it.
+    let made = owner.run(&["user", "create", "max@example.org"], "correct horse battery").await;
+    assert!(made.status.success(), "{}", text(&made));
+    fails(owner, &["user", "change", "nobody@example.org", "--disable"], 4, "not_found").await;
+    fails(owner, &["member", "set", "nobody@example.org", "viewer", "--fleet", "porch"], 4, "user_unknown")
+        .await;
+    let set = owner.ok(&["member", "set", "max@example.org", "operator", "--fleet", "porch"]).await;
+    assert!(set.contains("max@example.org is operator on porch"), "{set}");
+    assert_eq!(owner.json(&["member", "list", "porch"]).await["items"][0]["server_role"], "member");
+    owner.ok(&["member", "remove", "max@example.org", "--fleet", "porch"]).await;
+    fails(owner, &["member", "remove", "max@example.org", "--fleet", "porch"], 4, "not_found").await;
+    assert!(owner.ok(&["user", "change", "max@example.org", "--disable"]).await.contains("shut out"));
 
     // A token that may only read, of one fleet; revoked, it is worth nothing.
     let args = ["token", "create", "ci", "--scope", "read", "--for-fleet", "porch", "--expires", "1h"];

@@ -2,6 +2,7 @@
 
 mod filter;
 mod fleets;
+mod members;
 mod openapi;
 mod people;
 mod requests;
