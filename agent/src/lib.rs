@@ -11,8 +11,8 @@
 //! ```
 //! Beside them: [`settings`] (`copal.json`, flags), [`state`] (durable, checksummed files), [`clock`], [`identity`]
 //! (keys, enrolment, login), [`cloud`] (bounded HTTP with pins), [`channel`] (the
-//! WebSocket that brings hints and commands), [`orders`] (what people tell this device to do, once), [`terminal`] (a
-//! person's shell).
+//! WebSocket that brings hints and commands), [`spool`] (what happened, until the cloud has it), [`metrics`], [`orders`]
+//! (what people tell this device to do, once), [`terminal`] (a person's shell).
 #![forbid(unsafe_code)]
 
 pub mod apply;
@@ -24,6 +24,7 @@ pub mod diagnostics;
 pub mod engine;
 pub mod identity;
 pub mod images;
+pub mod metrics;
 pub mod observe;
 pub mod orders;
 pub mod os;
@@ -31,6 +32,7 @@ pub mod plan;
 pub mod report;
 pub mod selfupdate;
 pub mod settings;
+pub mod spool;
 pub mod state;
 pub mod supervisor;
 pub mod target;

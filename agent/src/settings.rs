@@ -63,6 +63,12 @@ pub struct Places {
     /// as it needs.
     #[arg(long, env = "COPAL_MAX_BYTES_MONTH", global = true)]
     pub max_bytes_month: Option<u64>,
+    /// Bytes that events waiting for the cloud may take on the disk, at least 65536.
+    #[arg(long, env = "COPAL_SPOOL_BYTES", default_value_t = crate::spool::BYTES, global = true, value_parser = clap::value_parser!(u64).range(65_536..))]
+    pub spool_bytes: u64,
+    /// Seconds between summaries of metrics.
+    #[arg(long, env = "COPAL_METRICS_EVERY_S", default_value_t = 3600, global = true, hide = true, value_parser = clap::value_parser!(u64).range(2..=86_400))]
+    pub metrics_every_s: u64,
     /// The command that restarts the device, words parted by spaces; by default what the image says.
     #[arg(long, env = "COPAL_REBOOT_COMMAND", default_value = "", global = true, hide = true)]
     pub reboot_command: String,

@@ -21,20 +21,22 @@ use copal_agent::{
     channel::{self, pace::Pace, streams::Kinds},
     clock::Clock,
     orders::{self, Acks, Hands},
+    spool::{self, BYTES, Folder, Note, Notes, Outbox, Spool},
 };
 use copal_protocol::{
     channel::{
-        Ack, AckState, CloudFrame, Command, DeviceFrame, Exchange, Hello, Order, Question, SUBPROTOCOL,
-        Welcome,
+        Ack, AckState, Batch, Class, CloudFrame, Command, DeviceFrame, Exchange, Hello, Open, Order,
+        Question, SUBPROTOCOL, Stored, StreamOf, Welcome,
     },
     documents::{Act, Action, Reason},
     ids::{CommandId, Sha256Hex},
+    telemetry::{Budget, FEATURE, Sheds, Summary, Telemetry},
     testing::{OwnerKeys, sign},
     verify,
 };
 use futures_util::future::BoxFuture;
 use serde_json::Value;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 mod support;
 use support::{Device, FakeCloud, Running};
@@ -99,6 +101,7 @@ impl Cloud {
         let mut socket = Socket(self.socket().await);
         let DeviceFrame::Hello(hello) = socket.hear().await else { panic!("no hello") };
         assert_eq!(hello.boot_id.len(), 32);
+        assert!(hello.features.iter().any(|f| f == FEATURE));
         socket.say(&welcome(hello.etag)).await;
         socket
     }
@@ -153,6 +156,7 @@ fn welcome(etag: Option<Sha256Hex>) -> CloudFrame {
         reconnect_window_s: 1,
         etag,
         time: 1_800_000_000,
+        stored: Some(0),
     })
 }
 
@@ -221,6 +225,9 @@ struct Agent {
     running: Running,
     _device: Device,
     counting: Arc<Counting>,
+    notes: Notes,
+    outbox: Arc<Outbox>,
+    budget: watch::Receiver<Option<Budget>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -236,11 +243,16 @@ impl Agent {
     }
 
     fn start_at(cloud: &Cloud, pace: Pace) -> Self {
-        Self::start_with(cloud, pace, Kinds::default())
+        Self::start_with(cloud, pace, Kinds::default(), None)
     }
 
-    fn start_with(cloud: &Cloud, pace: Pace, streams: Kinds) -> Self {
+    fn start_with(cloud: &Cloud, pace: Pace, streams: Kinds, max_bytes_month: Option<u64>) -> Self {
         let device = Device::of(&cloud.cloud);
+        let notes = Notes::default();
+        let folder = Box::new(Folder::new(device.dir.path().join("spool")));
+        let outbox = Outbox::new(Spool::open(folder, &"b".repeat(32), BYTES), notes.clone(), &"b".repeat(32));
+        let outbox = Arc::new(outbox);
+        let (budget_writer, budget) = watch::channel(None);
         let running = device.start();
         let counting = Arc::new(Counting::default());
         let acks = Arc::new(Acks::default());
@@ -258,6 +270,7 @@ impl Agent {
                 policy: device.dir.path().join("policy.toml"),
                 acks: acks.clone(),
                 boot_id: "b".repeat(32),
+                notes: Notes::default(),
                 now: 0,
             },
             told,
@@ -271,11 +284,14 @@ impl Agent {
             state: running.state.clone(),
             clock: Clock::default(),
             pace,
-            max_bytes_month: None,
+            max_bytes_month,
             streams,
+            outbox: outbox.clone(),
+            budget: budget_writer,
         });
-        let tasks = vec![tokio::spawn(orders), tokio::spawn(channel)];
-        Self { running, _device: device, counting, tasks }
+        let writing = spool::run(notes.clone(), outbox.clone());
+        let tasks = vec![tokio::spawn(orders), tokio::spawn(channel), tokio::spawn(writing)];
+        Self { running, _device: device, counting, notes, outbox, budget, tasks }
     }
 
     fn done(&self) -> usize {
@@ -584,4 +600,119 @@ async fn a_websocket_goes_through_the_proxy_and_not_where_it_is_told_not_to() {
     assert!(head.starts_with("CONNECT cloud.invalid:443 HTTP/1.1\r\n"), "{head}");
     assert!(!head.contains("secret-token"), "the proxy sees no credential: {head}");
     serve.abort();
+}
+
+/// The events of a batch, by their numbers.
+fn events(batch: &Batch) -> Vec<(u64, String)> {
+    let code = |item: &Value| item["code"].as_str().unwrap().to_owned();
+    (batch.first_seq..).zip(batch.items.iter().map(code)).collect()
+}
+
+impl Socket {
+    /// The next batch of this class; other frames are passed over.
+    async fn batch(&mut self, class: Class) -> Batch {
+        loop {
+            if let DeviceFrame::Batch(batch) = self.hear().await
+                && batch.class == class
+            {
+                return batch;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn events_are_sent_until_the_cloud_has_them_also_over_another_channel() {
+    let mut cloud = Cloud::start(Mode::Takes).await;
+    let agent = Agent::start(&cloud);
+    let mut socket = cloud.channel().await;
+    agent.notes.note(Note::new("clock", "set", "first"));
+    let first = socket.batch(Class::Event).await;
+    assert_eq!((events(&first), first.dropped), (vec![(1, "set".to_owned())], 0));
+    // The channel breaks before it was told to be stored.
+    drop(socket);
+    agent.notes.note(Note::new("clock", "jumped", "second"));
+    let mut socket = cloud.channel().await;
+    let mut again = socket.batch(Class::Event).await;
+    assert_eq!(events(&again)[0], (1, "set".to_owned()));
+    let last = |batch: &Batch| batch.first_seq + batch.items.len() as u64 - 1;
+    socket.say(&CloudFrame::Stored(Stored { class: Class::Event, up_to: last(&again) })).await;
+    if last(&again) == 1 {
+        again = socket.batch(Class::Event).await;
+        socket.say(&CloudFrame::Stored(Stored { class: Class::Event, up_to: last(&again) })).await;
+    }
+    assert_eq!(last(&again), 2);
+    // Telemetry goes the same way.
+    agent.outbox.telemetry(&Telemetry::Metrics(Summary::default()));
+    assert_eq!(socket.batch(Class::Telemetry).await.first_seq, 1);
+    while agent.outbox.waiting() > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn events_pass_where_no_websocket_does() {
+    let cloud = Cloud::start(Mode::Stripped).await;
+    let agent = Agent::start(&cloud);
+    agent.notes.note(Note::new("clock", "set", "first"));
+    let told = || cloud.hub.told.lock().unwrap().iter().any(|f| matches!(f, DeviceFrame::Batch(_)));
+    within("the event is told", async {
+        while !told() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    cloud.hub.to_say.lock().unwrap().push(CloudFrame::Stored(Stored { class: Class::Event, up_to: 1 }));
+    cloud.hub.news.notify_waiters();
+    within("it is forgotten", async {
+        while agent.outbox.waiting() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_used_up_budget_costs_logs_and_telemetry_and_never_events_or_what_is_asked_for() {
+    let mut cloud = Cloud::start(Mode::Takes).await;
+    let agent = Agent::start_with(&cloud, pace(), Kinds::default(), Some(10));
+    let mut socket = cloud.channel().await;
+    agent.outbox.telemetry(&Telemetry::Metrics(Summary::default()));
+    agent.notes.note(Note::new("clock", "set", "first"));
+    let batch = loop {
+        match socket.hear().await {
+            DeviceFrame::Batch(batch) => break batch,
+            DeviceFrame::Hello(_) => panic!("another hello"),
+            _ => {}
+        }
+    };
+    assert_eq!(batch.class, Class::Event, "and no telemetry before it");
+    assert!(events(&batch).iter().any(|(_, code)| code == "polls"), "it tells of its budget: {batch:?}");
+    socket.say(&CloudFrame::Stored(Stored { class: Class::Event, up_to: 100 })).await;
+    for (stream, of) in [
+        (1, StreamOf::Logs { services: vec![], after: None, tail: 1, follow: false }),
+        (2, StreamOf::Metrics {}),
+    ] {
+        socket.say(&CloudFrame::Open(Open { stream, of })).await;
+        loop {
+            match socket.hear().await {
+                DeviceFrame::Closed(closed) => {
+                    assert_eq!((closed.stream, closed.code.as_str()), (stream, "over_budget"));
+                    break;
+                }
+                DeviceFrame::Batch(batch) => assert_eq!(batch.class, Class::Event),
+                _ => {}
+            }
+        }
+    }
+    let budget = agent.budget.borrow().unwrap();
+    assert_eq!((budget.max_bytes_month, budget.sheds), (10, Sheds::Polls));
+    socket.say(&command(&action(1))).await;
+    within("what is asked for is done", async {
+        while agent.done() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert!(agent.running.nudges.borrow().seldom, "polls are seldom");
 }

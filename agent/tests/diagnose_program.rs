@@ -66,6 +66,8 @@ impl Scene {
             os_config: self.path("os.json"),
             policy: self.path("policy.toml"),
             max_bytes_month: None,
+            spool_bytes: 4 << 20,
+            metrics_every_s: 3600,
             reboot_command: "false".to_owned(),
         }
     }

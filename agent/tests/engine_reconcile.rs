@@ -332,6 +332,7 @@ fn boot(prefix: &str, durable: &Durable, run_dir: &Path, target: Option<Arc<Targ
             healthy_after: Duration::from_millis(1500),
         },
         holds: holds.clone(),
+        notes: copal_agent::spool::Notes::default(),
     };
     let (asking, asks) = mpsc::channel(8);
     (targets, status, asking, tokio::spawn(supervisor::run(deps, wants, tells, asks)))

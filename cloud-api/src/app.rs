@@ -18,7 +18,7 @@ use crate::{
     keys::ServerKeys,
     registry,
     store::{Db, fleets},
-    uploads,
+    telemetry, uploads,
 };
 
 /// The running cloud; cheap to clone.
@@ -44,6 +44,8 @@ pub struct Inner {
     pub devices: devices::Memory,
     /// Channels of devices: whose is open.
     pub channels: Arc<channel::Memory>,
+    /// Devices whose metrics somebody watches.
+    pub live: telemetry::Memory,
     /// The newest root of each fleet.
     pub roots: fleets::Roots,
     /// Keeps writers of blobs and their collector apart.
@@ -81,6 +83,7 @@ pub async fn open(config: Config) -> anyhow::Result<App> {
         auth: auth::Memory::default(),
         devices,
         channels: Arc::default(),
+        live: telemetry::Memory::default(),
         roots: fleets::Roots::default(),
         blob_gate: blobs::Gate::default(),
         builds: build::Queue::default(),

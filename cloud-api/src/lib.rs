@@ -22,6 +22,7 @@
 //! | [`devices`] | what devices ask and report |
 //! | [`channel`] | what reaches devices at once, and which of them are connected |
 //! | [`commands`] | what people ask of one device, and what came of it |
+//! | [`telemetry`] | what devices tell of themselves besides reports: events, metrics, facts |
 //! | [`dashboard`] | pages |
 //! | [`backup`] | back-up and restore |
 //! | [`bus`] | hints between rooms and replicas |
@@ -54,6 +55,7 @@ pub mod rollouts;
 pub mod serve;
 pub mod settings;
 pub mod store;
+pub mod telemetry;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tls;

@@ -28,6 +28,7 @@ const SHORTLY: Duration = Duration::from_secs(2);
 /// Talks until `until`, when it is time to try a WebSocket again.
 pub(super) async fn run(line: &mut Line, until: Instant) -> End {
     line.talk.acks.restart();
+    line.talk.outbox.restart();
     let session = line.session.clone();
     let mut up = None;
     let mut hello = Some(line.talk.hello(false));
@@ -44,15 +45,29 @@ pub(super) async fn run(line: &mut Line, until: Instant) -> End {
             };
             continue;
         }
+        if let Some(batch) = line.batch() {
+            match say(line, &session, vec![batch], None).await {
+                Ok(()) => continue,
+                Err(over) => return over.end(up),
+            }
+        }
         let began = Instant::now();
         let wait_s = line.pace.wait_s;
         // A call of ours lets the held one go.
         let mut spoke = false;
         let mut held = pin!(exchange(&session, Vec::new(), wait_s));
         let answer = loop {
-            let acks = line.talk.acks.clone();
+            let (acks, outbox) = (line.talk.acks.clone(), line.talk.outbox.clone());
             tokio::select! {
                 answer = &mut held => break answer,
+                () = outbox.news() => {
+                    while let Some(batch) = line.batch() {
+                        spoke = true;
+                        if let Err(over) = say(line, &session, vec![batch], None).await {
+                            return over.end(up);
+                        }
+                    }
+                }
                 () = acks.news() => {
                     let (acks, last) = line.talk.acks.take(ACKS);
                     spoke |= last.is_some();

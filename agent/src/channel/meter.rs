@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use copal_protocol::telemetry::{Budget, Sheds};
 use serde::{Deserialize, Serialize};
 
 use crate::state::StateDir;
@@ -32,17 +33,6 @@ pub enum Traffic {
     Telemetry,
     /// Logs and terminals.
     Streams,
-}
-
-/// What is left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Shed {
-    /// Nothing.
-    Nothing,
-    /// Telemetry: nine tenths of the budget are used.
-    Telemetry,
-    /// Telemetry, and pings are as seldom as the cloud suffers: all of it is used. Commands and events still go.
-    Pings,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -114,14 +104,26 @@ impl Meter {
         self.record.bytes.values().map(|(sent, received)| sent + received).sum()
     }
 
-    /// What to leave out now.
+    /// What to leave out now: logs from eight tenths of the budget on, telemetry from nine, and when all of it is used polls and
+    /// pings are as seldom as the cloud suffers. Events, commands and updates always go.
     #[must_use]
-    pub fn shed(&self) -> Shed {
-        match self.budget {
-            Some(budget) if self.used() >= budget => Shed::Pings,
-            Some(budget) if self.used() >= budget / 10 * 9 => Shed::Telemetry,
-            _ => Shed::Nothing,
+    pub fn shed(&self) -> Sheds {
+        let Some(budget) = self.budget else { return Sheds::Nothing };
+        let used = self.used();
+        match () {
+            () if used >= budget => Sheds::Polls,
+            () if used >= budget / 10 * 9 => Sheds::Telemetry,
+            () if used >= budget / 10 * 8 => Sheds::Logs,
+            () => Sheds::Nothing,
         }
+    }
+
+    /// The budget, where there is one; what is used of it in hundredths of it, so that not every message is news.
+    #[must_use]
+    pub fn budget(&self) -> Option<Budget> {
+        let max_bytes_month = self.budget?;
+        let step = (max_bytes_month / 100).max(1);
+        Some(Budget { max_bytes_month, used: self.used() / step * step, sheds: self.shed() })
     }
 }
 
@@ -167,15 +169,17 @@ mod tests {
         let mut meter = open();
         let january = Some(1_767_225_600);
         meter.sent(Traffic::Control, 4000 - AROUND as usize, january);
-        assert_eq!((meter.used(), meter.shed()), (4000, Shed::Nothing));
-        meter.received(Traffic::Commands, 5000 - AROUND as usize, None);
-        assert_eq!(meter.shed(), Shed::Telemetry);
+        assert_eq!((meter.used(), meter.shed()), (4000, Sheds::Nothing));
+        meter.sent(Traffic::Streams, 4000 - AROUND as usize, january);
+        assert_eq!(meter.shed(), Sheds::Logs);
+        meter.received(Traffic::Commands, 1000 - AROUND as usize, None);
+        assert_eq!(meter.shed(), Sheds::Telemetry);
         meter.save();
         let mut meter = open();
         assert_eq!(meter.used(), 9000, "over a restart");
         meter.sent(Traffic::Events, 1000, january);
-        assert_eq!(meter.shed(), Shed::Pings);
+        assert_eq!(meter.budget().map(|b| (b.used >= 10_000, b.sheds)), Some((true, Sheds::Polls)));
         meter.sent(Traffic::Control, 1, Some(1_767_225_600 + 31 * 86_400));
-        assert_eq!(meter.shed(), Shed::Nothing);
+        assert_eq!(meter.shed(), Sheds::Nothing);
     }
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! cloud ──hint──▶ nudges ──▶ target::Sync polls at once
 //!       ──cmd───▶ orders ──ack──▶ acks ──▶ cloud
+//!       ◀──batch── outbox ◀── events and telemetry; ──stored──▶ outbox
 //!       ──open──▶ streams ◀──data──▶ cloud
 //! ```
 //! 1. Once the device is enrolled, open a WebSocket ([`socket`]); where something on the way lets none through, exchange the same
@@ -25,7 +26,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use copal_protocol::channel::Welcome;
+use copal_protocol::{
+    channel::{DeviceFrame, StreamOf, Welcome},
+    telemetry::{Budget, Sheds},
+};
 use tokio::sync::{mpsc, watch};
 
 use self::{
@@ -39,6 +43,7 @@ use crate::{
     cloud::random,
     identity::{Session, SessionError},
     orders::{Acks, Received},
+    spool::{Note, Outbox},
     state::StateDir,
     target::{Condition, Nudges},
 };
@@ -72,6 +77,10 @@ pub struct Deps {
     pub max_bytes_month: Option<u64>,
     /// What there are streams of.
     pub streams: streams::Kinds,
+    /// Events and telemetry on their way out.
+    pub outbox: Arc<Outbox>,
+    /// Where it is told how much of the budget is used.
+    pub budget: watch::Sender<Option<Budget>>,
 }
 
 /// How a channel, or a try of one, ended.
@@ -101,11 +110,52 @@ struct Line {
     ping: Duration,
     /// After so long without a word the cloud ends the channel.
     lease: Duration,
+    budget: watch::Sender<Option<Budget>>,
 }
 
 impl Line {
     fn unix(&self) -> Option<u64> {
         (!self.clock.is_unset()).then(|| self.clock.now())
+    }
+
+    /// Events and telemetry to send now, as far as the budget has room for them.
+    fn batch(&mut self) -> Option<DeviceFrame> {
+        let room = self.tell_budget() < Sheds::Telemetry;
+        self.talk.outbox.next(room).map(DeviceFrame::Batch)
+    }
+
+    /// Why a stream is not opened for want of budget. Terminals are somebody's who asked for them.
+    fn refuses(&mut self, of: &StreamOf) -> Option<streams::End> {
+        let sheds = self.tell_budget();
+        let left_out = match of {
+            StreamOf::Logs { .. } => sheds >= Sheds::Logs,
+            StreamOf::Metrics {} => sheds >= Sheds::Telemetry,
+            StreamOf::Terminal(_) | StreamOf::Unknown => false,
+        };
+        let message = "the device's budget of bytes for this month (max_bytes_month) is nearly used";
+        left_out.then(|| streams::End::because("over_budget", message))
+    }
+
+    /// Tells how much of the budget is used, and what is left out by now.
+    fn tell_budget(&mut self) -> Sheds {
+        let now = self.meter.budget();
+        let sheds = now.map_or(Sheds::Nothing, |b| b.sheds);
+        let before = self.budget.borrow().map_or(Sheds::Nothing, |b| b.sheds);
+        self.budget.send_if_modified(|told| std::mem::replace(told, now) != now);
+        if before != sheds {
+            let message = match sheds {
+                Sheds::Nothing => "the budget of bytes has room again",
+                Sheds::Logs => "eight tenths of the budget of bytes are used: logs stay on the device",
+                Sheds::Telemetry => "nine tenths of the budget of bytes are used: telemetry is left out, too",
+                Sheds::Polls => "the budget of bytes is used: the device asks and pings as seldom as it may",
+            };
+            self.talk.outbox.note(Note::new("budget", sheds.as_str(), message));
+            self.talk.nudges.send_if_modified(|nudges| {
+                nudges.seldom = sheds == Sheds::Polls;
+                false
+            });
+        }
+        sheds
     }
 
     fn welcome(&mut self, welcome: &Welcome) {
@@ -129,6 +179,8 @@ pub async fn run(deps: Deps) {
         pace,
         max_bytes_month,
         streams: kinds,
+        outbox,
+        budget,
     } = deps;
     // Whoever enrols it does the first poll as well.
     if condition.wait_for(|c| c.device_id.is_some()).await.is_err() {
@@ -136,7 +188,7 @@ pub async fn run(deps: Deps) {
     }
     let mut line = Line {
         session,
-        talk: Talk { nudges, condition, commands, acks, kinds },
+        talk: Talk { nudges, condition, commands, acks, kinds, outbox },
         clock,
         meter: Meter::open(state, max_bytes_month),
         keepalive: Keepalive::new(pace.keepalive),
@@ -144,7 +196,9 @@ pub async fn run(deps: Deps) {
         ping: pace.keepalive.1,
         lease: Duration::ZERO,
         pace,
+        budget,
     };
+    line.tell_budget();
     tokio::time::sleep(share(line.pace.first, random())).await;
     let mut said = Hush::default();
     // Until when frames are exchanged by long poll.

@@ -8,8 +8,9 @@
 use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Instant};
 
 use bytes::Bytes;
-use copal_protocol::channel::{
-    self, CloudFrame, DeviceFrame, FIRST_CREDIT, MAX_MESSAGE, MAX_STREAMS, SUBPROTOCOL,
+use copal_protocol::{
+    channel::{self, CloudFrame, DeviceFrame, FIRST_CREDIT, MAX_MESSAGE, MAX_STREAMS, SUBPROTOCOL},
+    telemetry::Sheds,
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio_tungstenite::{
@@ -22,9 +23,9 @@ use tokio_tungstenite::{
 
 use super::{
     End, Line,
-    meter::{Shed, Traffic},
+    meter::Traffic,
     pace::{Due, Watch},
-    streams::{Say, Streams},
+    streams::{self, Say, Streams},
     talk,
 };
 use crate::cloud::{NoSocket, Upgraded};
@@ -98,14 +99,16 @@ fn broken<T>(why: impl Into<String>) -> Result<T, Over> {
 impl Socket<'_> {
     async fn talk(&mut self, opened: Instant) -> Result<Never, Over> {
         self.line.talk.acks.restart();
+        self.line.talk.outbox.restart();
         let hello = self.line.talk.hello(true);
         self.say(&hello).await?;
         loop {
-            let acks = self.line.talk.acks.clone();
+            let (acks, outbox) = (self.line.talk.acks.clone(), self.line.talk.outbox.clone());
             tokio::select! {
                 message = next(&mut self.came, &mut self.socket) => self.take(message?).await?,
                 say = self.streams.next(), if self.up.is_some() => self.say_of_stream(say).await?,
                 () = acks.news(), if self.up.is_some() => self.send_acks().await?,
+                () = outbox.news(), if self.up.is_some() => self.send_batches().await?,
                 () = tokio::time::sleep_until(self.watch.next().into()) => {
                     if self.up.is_none() && opened.elapsed() >= self.line.pace.welcome {
                         return broken("no welcome came");
@@ -164,6 +167,9 @@ impl Socket<'_> {
         self.line.meter.received(talk::heard(&frame), text.len(), now);
         let frame = match frame {
             CloudFrame::Open(open) => {
+                if let Some(end) = self.line.refuses(&open.of) {
+                    return self.say(&streams::refused(open.stream, end)).await;
+                }
                 return match self.streams.open(open) {
                     Some(reply) => self.say(&reply).await,
                     None => Ok(()),
@@ -183,6 +189,7 @@ impl Socket<'_> {
             self.line.welcome(&welcome);
             self.set_every();
             self.send_acks().await?;
+            self.send_batches().await?;
         }
         if let Some(reply) = taken.reply {
             self.say(&reply).await?;
@@ -193,8 +200,8 @@ impl Socket<'_> {
     fn set_every(&mut self) {
         let asked = match self.line.meter.shed() {
             // As seldom as the cloud suffers: a channel that it ends costs more than a ping.
-            Shed::Pings => self.line.ping.max(self.line.lease / 5 * 4),
-            Shed::Nothing | Shed::Telemetry => self.line.ping,
+            Sheds::Polls => self.line.ping.max(self.line.lease / 5 * 4),
+            Sheds::Nothing | Sheds::Logs | Sheds::Telemetry => self.line.ping,
         };
         self.watch.set_every(self.line.keepalive.every(asked));
     }
@@ -211,6 +218,13 @@ impl Socket<'_> {
                 self.ping(last).await?;
             }
         }
+    }
+
+    async fn send_batches(&mut self) -> Result<(), Over> {
+        while let Some(batch) = self.line.batch() {
+            self.say(&batch).await?;
+        }
+        Ok(())
     }
 
     async fn say(&mut self, frame: &DeviceFrame) -> Result<(), Over> {

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use copal_protocol::{
     channel::{Ack, AckState, CloudFrame, DeviceFrame, Hello, Welcome},
     ids::Sha256Hex,
+    telemetry::FEATURE,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -19,6 +20,7 @@ use super::{
 use crate::{
     clock,
     orders::{Acks, Received},
+    spool::Outbox,
     target::{Condition, Nudges},
 };
 
@@ -29,6 +31,7 @@ pub(super) struct Talk {
     pub(super) commands: mpsc::Sender<Received>,
     pub(super) acks: Arc<Acks>,
     pub(super) kinds: Kinds,
+    pub(super) outbox: Arc<Outbox>,
 }
 
 /// The cloud ends the channel.
@@ -50,11 +53,12 @@ pub(super) struct Taken {
 impl Talk {
     /// The first frame; `streams` where this channel can have them.
     pub(super) fn hello(&self, streams: bool) -> DeviceFrame {
+        let features = if streams { self.kinds.features() } else { Vec::new() }.into_iter();
         DeviceFrame::Hello(Hello {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: clock::boot_id(),
             uptime_s: clock::uptime_s(),
-            features: if streams { self.kinds.features() } else { Vec::new() },
+            features: features.chain([FEATURE.to_owned()]).collect(),
             etag: self.condition.borrow().mark.sha256,
         })
     }
@@ -64,6 +68,7 @@ impl Talk {
         match frame {
             CloudFrame::Welcome(welcome) => {
                 self.hint(welcome.etag, true);
+                self.outbox.welcomed(welcome.stored);
                 taken.welcome = Some(welcome);
             }
             CloudFrame::Hint { etag } => self.hint(etag, false),
@@ -82,10 +87,8 @@ impl Talk {
                 let code = code.chars().take(64).collect();
                 taken.bye = Some(Bye { code, within: Duration::from_secs(retry_within_s.into()) });
             }
-            CloudFrame::Stored(_)
-            | CloudFrame::Closed(_)
-            | CloudFrame::Credit(_)
-            | CloudFrame::Resize { .. } => {}
+            CloudFrame::Stored(stored) => self.outbox.stored(stored),
+            CloudFrame::Closed(_) | CloudFrame::Credit(_) | CloudFrame::Resize { .. } => {}
         }
         taken
     }

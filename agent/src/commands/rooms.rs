@@ -17,6 +17,7 @@ use crate::{
     os::OsConfig,
     plan::wanted::Context,
     settings::{self, Joined, Places},
+    spool::Notes,
     state::{RealFs, StateDir, StateError},
     supervisor::SupervisorSettings,
     target::{Store, StoreSettings},
@@ -111,7 +112,13 @@ impl Rooms {
     }
 
     /// What orders work with.
-    pub fn orders(&self, places: &Places, hands: Arc<dyn Hands>, acks: Arc<Acks>) -> orders::Deps {
+    pub fn orders(
+        &self,
+        places: &Places,
+        hands: Arc<dyn Hands>,
+        acks: Arc<Acks>,
+        notes: Notes,
+    ) -> orders::Deps {
         let (store, session) = (self.store.clone(), self.session.clone());
         let judge = move |envelope: &Envelope| {
             let device = session
@@ -126,6 +133,7 @@ impl Rooms {
             policy: places.policy.clone(),
             acks,
             boot_id: clock::boot_id(),
+            notes,
             now: self.clock.now(),
         }
     }

@@ -10,6 +10,8 @@
 //! | `selfupdate::Updater` | targets, the others' states | its status; another binary in this process's place |
 //! | `report::Reporter` | status of all, condition | signed reports, `status.json` |
 //! | `terminal` | streams of the channel | shells, for as long as they may be |
+//! | `spool` | what happened, of all of them | events kept until the cloud has them |
+//! | `metrics` | files of the kernel, services | telemetry; samples for who watches |
 //! | `diagnostics::door` | questions of programs on this device | results of health checks |
 //! | watchdog | time | systemd's pings |
 
@@ -25,9 +27,10 @@ use super::rooms::Rooms;
 use crate::{
     apply::status::{AgentStatus, reason},
     channel, clock,
-    diagnostics::{self, Link},
+    diagnostics::{self, Link, Tree},
     engine::Engine,
     images::Pulls,
+    metrics,
     orders::{self, Acks, RealHands, pause::Pause},
     os::{
         self, OsStatus,
@@ -39,6 +42,7 @@ use crate::{
         launch::{self, Launched},
     },
     settings::{self, Places},
+    spool::{self, Folder, Note, Notes, Outbox, Spool},
     supervisor::{self, Deps, holds::Holds},
     target::{Channels, Condition, Nudges, Pace, Sync},
     terminal::{self, Terminals},
@@ -61,6 +65,12 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
             "copal-agent starts"
         );
     });
+    let notes = Notes::new(rooms.clock.clone(), clock::uptime_s);
+    let folder = Box::new(Folder::new(places.state_dir.join("spool")));
+    let events = Spool::open(folder, &clock::boot_id(), places.spool_bytes);
+    let boot = spool::boot(&Tree::new("/"), events.last(), &clock::boot_id(), env!("CARGO_PKG_VERSION"));
+    boot.notes.into_iter().for_each(|note| notes.note(note));
+    let outbox = Arc::new(Outbox::new(events, notes.clone(), &clock::boot_id()));
     let engine = Engine::connect(places.docker_host.as_deref());
     let images = Arc::new(Pulls::new(engine.clone(), rooms.session.clone(), settings::platform()));
     let counter = Counter::open(rooms.state.clone(), rooms.clock.now())?;
@@ -75,8 +85,8 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let acks = Arc::new(Acks::default());
     let (commands, told) = mpsc::channel(32);
     let link = Link::Own { session: rooms.session.clone(), store: rooms.store.clone() };
-    let checks =
-        Arc::new(diagnostics::Deps::new(places.clone(), rooms.clock.clone(), engine.clone(), link, true));
+    let checks = diagnostics::Deps::new(places.clone(), rooms.clock.clone(), engine.clone(), link, true);
+    let checks = Arc::new(checks.telling(notes.clone()));
     let hands =
         RealHands::new(asking, pause.clone(), nudges.clone(), rooms.reboot_command(places), checks.clone());
     let terminals = Arc::new(Terminals::new(terminal::Deps {
@@ -92,7 +102,25 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         folder: terminal::open::Folder::of(&places.state_dir),
         recordings: terminal::recordings::Recordings::of(&places.state_dir),
         clock: rooms.clock.clone(),
+        notes: notes.clone(),
     }));
+    let (status_writer, status) = watch::channel(AgentStatus::default());
+    let (budget_writer, budget) = watch::channel(None);
+    let measuring = metrics::Deps {
+        tree: Tree::new("/"),
+        state_dir: places.state_dir.clone(),
+        status: status.clone(),
+        clock: rooms.clock.clone(),
+        every: Duration::from_secs(places.metrics_every_s),
+        budget: budget.clone(),
+        boot_reason: boot.reason,
+        bases: rooms.session.cloud().bases(),
+    };
+    let kinds = channel::streams::Kinds {
+        metrics: Some(Arc::new(metrics::Live(measuring.clone()))),
+        terminal: Some(terminals.clone()),
+        ..channel::streams::Kinds::default()
+    };
     let channel = channel::run(channel::Deps {
         session: rooms.session.clone(),
         nudges,
@@ -103,10 +131,11 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         clock: rooms.clock.clone(),
         pace: channel::pace::Pace::default(),
         max_bytes_month: places.max_bytes_month,
-        streams: channel::streams::Kinds { terminal: Some(terminals.clone()), ..Default::default() },
+        streams: kinds,
+        outbox: outbox.clone(),
+        budget: budget_writer,
     });
-    let orders = orders::run(rooms.orders(places, Arc::new(hands), acks.clone()), told);
-    let (status_writer, status) = watch::channel(AgentStatus::default());
+    let orders = orders::run(rooms.orders(places, Arc::new(hands), acks.clone(), notes.clone()), told);
     let (os_writer, os_status) = watch::channel(OsStatus::default());
     let (self_writer, self_status) = watch::channel(SelfStatus::default());
     let updater = Updater {
@@ -133,7 +162,9 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
             os: os_status,
             agent: self_status,
             condition: condition.clone(),
+            budget,
         },
+        notes: notes.clone(),
         status_file: places.run_dir.join("status.json"),
     };
     let (os_targets, os_condition) = (targets.clone(), condition.clone());
@@ -145,6 +176,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         status: os_writer,
     };
     let update_os = update_os(&rooms, places, engine.clone(), lines);
+    let supervised = notes.clone();
     let supervise = async {
         let device_id = enrolled(condition).await;
         let deps = Deps {
@@ -153,6 +185,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
             ledger: rooms.store.clone(),
             settings: rooms.supervisor_settings(places, &device_id),
             holds,
+            notes: supervised,
         };
         supervisor::run(deps, targets, status_writer, asks).await;
     };
@@ -164,6 +197,8 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         () = Box::pin(supervise) => false,
         () = Box::pin(channel) => false,
         () = Box::pin(orders) => false,
+        () = spool::run(notes.clone(), outbox.clone()) => false,
+        () = Box::pin(metrics::run(measuring, notes.clone(), outbox.clone())) => false,
         () = pause.run() => false,
         () = Box::pin(update_os) => false,
         () = Box::pin(diagnostics::door::serve(checks)) => false,
@@ -176,6 +211,9 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     };
     // A shell that nobody can end any more must not stay.
     terminals.end_all().await;
+    // What is not written down now is lost.
+    notes.note(Note::new("agent", "stopped", "the agent stops; what it runs goes on"));
+    outbox.flush();
     if another {
         return Err(launch::again(&launched)).context("the installed agent could not be started again");
     }

@@ -35,6 +35,7 @@ mod temperature;
 mod tree;
 mod undervoltage;
 mod update;
+mod verdicts;
 #[cfg(test)]
 mod whole_tests;
 
@@ -47,7 +48,9 @@ use copal_protocol::diagnosis::{Diagnosis, MAX_RESULTS, PROBES, ProbeResult, Ver
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
+pub(crate) use network::Interface as Network;
 pub use tree::Tree;
+pub(crate) use tree::counter;
 
 use crate::{
     clock::Clock,
@@ -55,6 +58,7 @@ use crate::{
     engine::{Engine, Whose},
     identity::{Identity, Session},
     settings::Places,
+    spool::Notes,
     target::Store,
 };
 
@@ -83,6 +87,7 @@ pub struct Deps {
     pub inside: bool,
     /// Gives the value of a variable of the environment.
     pub environment: fn(&str) -> Option<String>,
+    verdicts: Option<verdicts::Verdicts>,
     looks: Arc<Semaphore>,
     rounds: Semaphore,
 }
@@ -136,9 +141,17 @@ impl Deps {
             link,
             inside,
             environment: |name| std::env::var(name).ok(),
+            verdicts: None,
             looks: Arc::new(Semaphore::new(LOOKS)),
             rounds: Semaphore::new(ROUNDS),
         }
+    }
+
+    /// Tells of verdicts that change from now on.
+    #[must_use]
+    pub fn telling(mut self, notes: Notes) -> Self {
+        self.verdicts = Some(verdicts::Verdicts::new(notes));
+        self
     }
 
     /// The cloud's base URLs, as far as they are known.
@@ -210,6 +223,9 @@ pub async fn run(deps: &Deps, names: &[String]) -> Result<Vec<ProbeResult>, Unkn
     let mut results: Vec<ProbeResult> = own.into_iter().flatten().chain(asked).collect();
     let place = |result: &ProbeResult| PROBES.iter().position(|(name, _)| *name == result.name);
     results.sort_by_key(place);
+    if let Some(verdicts) = &deps.verdicts {
+        verdicts.seen(&results);
+    }
     if results.len() > MAX_RESULTS {
         results.sort_by_key(|result| std::cmp::Reverse(result.verdict));
         results.truncate(MAX_RESULTS);
@@ -225,6 +241,27 @@ pub async fn diagnose(deps: &Deps, names: &[String]) -> Result<Diagnosis, Unknow
     let probes = run(deps, names).await?;
     let taken_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     Ok(Diagnosis { probes, taken_at })
+}
+
+/// The hottest sensor, thousandths of a degree.
+pub(crate) fn hottest(tree: &Tree) -> Option<i64> {
+    temperature::read(tree).sensors.into_iter().map(|(_, temp)| temp).max()
+}
+
+/// Bytes in use, and bytes that may still be written, of the file system a folder is on.
+pub(crate) fn room(folder: &std::path::Path) -> std::io::Result<(u64, u64)> {
+    disk::read(folder, "").room.map(|room| (room.used, room.free))
+}
+
+/// Whether a time service keeps the clock right, and which.
+pub(crate) fn time_service(tree: &Tree, now: u64, floor: u64) -> (Option<bool>, &'static str) {
+    let seen = clock::read(tree, now, floor);
+    (seen.synchronised, if seen.synchronised.is_some() { seen.source } else { "" })
+}
+
+/// The proxy the way to the cloud goes by, without user and password.
+pub(crate) fn proxy_in_use(environment: impl Fn(&str) -> Option<String>, bases: &[String]) -> Option<String> {
+    proxy::in_use(environment, bases)
 }
 
 async fn one(round: &round::Round<'_>, name: &'static str) -> Vec<ProbeResult> {
@@ -287,6 +324,8 @@ pub(crate) mod tests {
             os_config: dir.join("os.json"),
             policy: dir.join("policy.toml"),
             max_bytes_month: None,
+            spool_bytes: 4 << 20,
+            metrics_every_s: 3600,
             reboot_command: "false".to_owned(),
         }
     }
@@ -315,6 +354,7 @@ pub(crate) mod tests {
             host: None,
             agent: AgentReport::default(),
             lost: Vec::new(),
+            budget: None,
         }
     }
 

@@ -33,6 +33,13 @@ pub struct Interface {
     pub signal: Option<i64>,
 }
 
+impl Interface {
+    /// Those of this system.
+    pub(crate) fn look(tree: &Tree) -> Vec<Self> {
+        read(tree, &addresses())
+    }
+}
+
 /// Looks. `addresses`: (interface, address).
 #[must_use]
 pub fn read(tree: &Tree, addresses: &[(String, String)]) -> Vec<Interface> {

@@ -41,6 +41,18 @@ pub enum Seen {
     },
 }
 
+/// The proxy the way to `bases` goes by, without user and password.
+pub(super) fn in_use(environment: impl Fn(&str) -> Option<String>, bases: &[String]) -> Option<String> {
+    let value = VARIABLES.iter().find_map(|name| environment(name).filter(|v| !v.trim().is_empty()))?;
+    let exempt = environment("NO_PROXY").or_else(|| environment("no_proxy")).unwrap_or_default();
+    if !bases.is_empty() && bases.iter().all(|base| is_exempt(base, &exempt)) {
+        return None;
+    }
+    let value = value.trim();
+    let whole = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
+    Some(without_userinfo(&whole))
+}
+
 /// Looks, and connects. `environment` gives a variable's value.
 pub async fn read(tree: &Tree, environment: impl Fn(&str) -> Option<String>, bases: &[String]) -> Seen {
     let set =

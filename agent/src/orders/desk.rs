@@ -21,7 +21,10 @@ use super::{
     journal::{Admission, End, Journal},
     policy::Policy,
 };
-use crate::state::{StateDir, StateError};
+use crate::{
+    spool::{Note, Notes},
+    state::{StateDir, StateError},
+};
 
 const FILE: &str = "orders";
 /// Acts under way at once; more wait in the channel.
@@ -51,6 +54,8 @@ pub struct Deps {
     pub acks: Arc<Acks>,
     /// The kernel's id of this boot.
     pub boot_id: String,
+    /// Where refusals are told.
+    pub notes: Notes,
     /// Unix seconds now: a lost journal takes everything from before this as done.
     pub now: u64,
 }
@@ -175,7 +180,11 @@ impl Desk {
             Some(End::not(AckState::Expired, "expired", message))
         } else {
             let allowed = Policy::load(&self.deps.policy).check(action.act.verb());
-            allowed.err().map(|why| rejected("policy_local", why))
+            allowed.err().map(|why| {
+                let verb = action.act.verb();
+                self.deps.notes.note(Note::new("policy", "denied", &why).with("verb", verb));
+                rejected("policy_local", why)
+            })
         };
         let before = self.journal.clone();
         self.journal.note(id, action.seq, action.act.clone(), &self.deps.boot_id, refused.clone());

@@ -194,6 +194,7 @@ fn start(dir: &Path, disk: &Arc<Disk>, counting: &Arc<Counting>, boot: u32) -> L
         policy: dir.join("policy.toml"),
         acks: acks.clone(),
         boot_id: format!("{boot:032x}"),
+        notes: crate::spool::Notes::default(),
         now: 2_000_000_000,
     };
     (acks, commands, tokio::spawn(run(deps, told)))

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use copal_protocol::{
     documents::{Progress, Reason, Report, SPEC},
     ids::FleetId,
+    telemetry::Budget,
 };
 
 use crate::{
@@ -62,6 +63,8 @@ pub struct Heard {
     pub agent: SelfStatus,
     /// The way to the cloud, from the synchronisation.
     pub condition: Condition,
+    /// How many bytes the channel may take and took, where that is bounded.
+    pub budget: Option<Budget>,
 }
 
 impl Heard {
@@ -118,7 +121,7 @@ fn truncate(text: &mut String, most: usize) {
 /// The Report of this moment; `None` before enrolment.
 #[must_use]
 pub fn report(about: &About, heard: &Heard, counter: u64, now: u64) -> Option<Report> {
-    let Heard { status, os, agent, condition } = heard;
+    let Heard { status, os, agent, condition, budget } = heard;
     let device_id = condition.device_id?;
     let running: BTreeMap<_, _> = status
         .apps
@@ -150,7 +153,7 @@ pub fn report(about: &About, heard: &Heard, counter: u64, now: u64) -> Option<Re
         os_version: about.os_version.clone(),
         arch: about.arch.clone(),
         time: now,
-        ext: None,
+        ext: budget.map(|budget| serde_json::json!({ "budget": budget })),
     })
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use copal_protocol::envelope::Envelope;
+use copal_protocol::{envelope::Envelope, telemetry::Budget};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -20,6 +20,7 @@ use crate::{
     identity::{Identity, Session},
     os::OsStatus,
     selfupdate::SelfStatus,
+    spool::Notes,
     state::{StateDir, StateError},
     target::Condition,
 };
@@ -93,6 +94,8 @@ pub struct Listening {
     pub agent: watch::Receiver<SelfStatus>,
     /// From the synchronisation.
     pub condition: watch::Receiver<Condition>,
+    /// From the channel.
+    pub budget: watch::Receiver<Option<Budget>>,
 }
 
 impl Listening {
@@ -102,6 +105,7 @@ impl Listening {
             os: self.os.borrow_and_update().clone(),
             agent: self.agent.borrow_and_update().clone(),
             condition: self.condition.borrow_and_update().clone(),
+            budget: *self.budget.borrow_and_update(),
         }
     }
 
@@ -113,6 +117,7 @@ impl Listening {
                 Ok(()) = self.os.changed() => {}
                 Ok(()) = self.agent.changed() => {}
                 Ok(()) = self.condition.changed() => {}
+                Ok(()) = self.budget.changed() => {}
                 else => std::future::pending().await,
             }
         };
@@ -140,6 +145,8 @@ pub struct Reporter {
     pub heard: Listening,
     /// Where `status.json` is.
     pub status_file: std::path::PathBuf,
+    /// Where what happened is told.
+    pub notes: Notes,
 }
 
 impl Reporter {
@@ -150,8 +157,13 @@ impl Reporter {
         let mut sent = None;
         let mut last_sent: Option<Instant> = None;
         let mut retry_at: Option<Instant> = None;
+        let mut before: Option<Heard> = None;
         loop {
             let heard = self.heard.now();
+            if let Some(before) = &before {
+                self.notes.changed(before, &heard);
+            }
+            before = Some(heard.clone());
             if let Err(e) = status::write(&self.status_file, &self.about, &heard, self.clock.now()) {
                 tracing::debug!(error = %e, "the status file cannot be written");
             }

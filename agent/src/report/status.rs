@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, io, os::unix::fs::OpenOpti
 use copal_protocol::{
     documents::{AgentReport, HostReport, LockState, Progress, Reason, RunningService},
     ids::{AppId, DeviceId, Name, Sha256Hex},
+    telemetry::{Budget, Sheds},
 };
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +57,9 @@ pub struct Status {
     pub agent: AgentReport,
     /// State files that were lost.
     pub lost: Vec<String>,
+    /// How many bytes the channel to the cloud may take in a month, and took; absent where that is not bounded.
+    #[serde(default)]
+    pub budget: Option<Budget>,
 }
 
 /// An app in [`Status`].
@@ -73,7 +77,7 @@ pub struct AppLine {
 
 /// Writes the file whole or not at all. For root only: log lines may tell things.
 pub(super) fn write(path: &Path, about: &About, heard: &Heard, now: u64) -> io::Result<()> {
-    let Heard { status, os, agent, condition } = heard;
+    let Heard { status, os, agent, condition, budget } = heard;
     let accepted = (condition.mark.assign_epoch, condition.mark.seq);
     let reason = heard.reason();
     let applied = heard.whole();
@@ -110,6 +114,7 @@ pub(super) fn write(path: &Path, about: &About, heard: &Heard, now: u64) -> io::
         host: os.host.clone(),
         agent: agent.report.clone(),
         lost: condition.lost.clone(),
+        budget: *budget,
     };
     let temp = path.with_extension("json.tmp");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
@@ -173,6 +178,14 @@ impl Status {
                     if slot.version.is_empty() { String::new() } else { format!(" {}", slot.version) };
                 line("", &format!("slot {name}{version:<18} {state}{runs}"));
             }
+        }
+        if let Some(Budget { max_bytes_month, used, sheds }) = &self.budget {
+            let left_out = match sheds {
+                Sheds::Nothing => String::new(),
+                sheds => format!("; left out: {}", sheds.as_str()),
+            };
+            let share = u128::from(*used) * 100 / u128::from((*max_bytes_month).max(1));
+            line("budget", &format!("{share} % of {max_bytes_month} bytes a month{left_out}"));
         }
         if let Some(reason) = &self.agent.reason {
             line("agent", &said(reason));

@@ -31,6 +31,7 @@ use crate::{
     },
     engine::{EngineApi, EngineEvent},
     plan::{labels, wanted::Context},
+    spool::{Note, Notes},
     target::model::Target,
 };
 use asks::Asked;
@@ -79,6 +80,8 @@ pub struct Deps {
     pub settings: SupervisorSettings,
     /// What people stopped.
     pub holds: Holds,
+    /// Where what happened is told.
+    pub notes: Notes,
 }
 
 /// Runs until the sender of targets is dropped. `None` is a target not known yet: nothing is touched. Dropping the
@@ -90,8 +93,8 @@ pub async fn run(
     mut asks: mpsc::Receiver<Asked>,
 ) {
     let (poke, mut pokes) = mpsc::channel(1);
-    let follower =
-        follow(deps.engine.clone(), deps.settings.instance.clone(), deps.settings.prefix.clone(), poke);
+    let settings = (deps.settings.instance.clone(), deps.settings.prefix.clone());
+    let follower = follow(deps.engine.clone(), settings, deps.notes.clone(), poke);
     let _follower = AbortOnDrop(tokio::spawn(follower));
     let mut supervisor = Supervisor::new(deps, status);
     loop {
@@ -145,7 +148,12 @@ impl Drop for AbortOnDrop {
 
 /// Pokes at every event that may concern us, and whenever the stream had to be opened anew: what happened meanwhile is
 /// not told again.
-async fn follow(engine: Arc<dyn EngineApi>, instance: String, prefix: String, poke: mpsc::Sender<()>) {
+async fn follow(
+    engine: Arc<dyn EngineApi>,
+    (instance, prefix): (String, String),
+    notes: Notes,
+    poke: mpsc::Sender<()>,
+) {
     let names = format!("{prefix}-");
     let mut wait = Duration::from_millis(250);
     loop {
@@ -156,6 +164,12 @@ async fn follow(engine: Arc<dyn EngineApi>, instance: String, prefix: String, po
         while let Some(Ok(event)) = events.next().await {
             if concerns(&event, &instance, &names) {
                 tracing::debug!(kind = event.kind, action = event.action, name = event.name, "engine event");
+                if event.action == "oom"
+                    && let Some(service) = event.labels.get(labels::SERVICE)
+                {
+                    let message = format!("service {service} ran out of the memory it may have");
+                    notes.note(Note::new("service", "oom", &message).with("service", service.as_str()));
+                }
                 let _ = poke.try_send(());
             }
         }

@@ -322,6 +322,7 @@ fn boot(durable: &Durable, run_dir: &std::path::Path, target: Option<Arc<Target>
             healthy_after: Duration::from_secs(10),
         },
         holds: holds.clone(),
+        notes: crate::spool::Notes::default(),
     };
     let (asking, asks) = mpsc::channel(8);
     (targets, status, asking, tokio::spawn(run(deps, wants, tells, asks)))

@@ -12,6 +12,8 @@ pub struct Nudges {
     pub hinted: Option<Sha256Hex>,
     /// Rises when a poll is asked for at once.
     pub asked: u64,
+    /// The budget of bytes is used: what is not asked for is polled seldom.
+    pub seldom: bool,
     /// A person paused updates: nothing new is installed.
     pub paused: bool,
 }

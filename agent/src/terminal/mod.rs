@@ -45,6 +45,7 @@ use crate::{
     channel::streams::{End, Source, StreamIo},
     clock::Clock,
     orders::policy::Policy,
+    spool::{Note, Notes},
 };
 
 pub use host::{CHILD, child};
@@ -68,6 +69,8 @@ pub struct Deps {
     pub recordings: Recordings,
     /// For times that people read.
     pub clock: Clock,
+    /// Where sessions are told as events.
+    pub notes: Notes,
 }
 
 /// Opens terminals.
@@ -129,6 +132,9 @@ async fn session(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> End {
     match run(deps, asked, io).await {
         Ok(end) | Err(end) => {
             tracing::info!(%session, code = end.code, exit_code = end.exit_code, "the terminal is closed");
+            let message = format!("a terminal was closed, or not opened: {}", end.code);
+            let note = Note::new("terminal", "closed", &message).with("session", session.to_string());
+            deps.notes.note(note.with("code", end.code.as_str()).with("exit_code", end.exit_code));
             end
         }
     }
@@ -183,6 +189,13 @@ async fn run(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> Result<End
     deps.doors.find(&mut record).await?;
     deps.folder.write(&record)?;
     tracing::warn!(session = %record.session_id, target = %record.target, who = record.who, reason = record.reason, "a terminal is opened");
+    let message = format!("{} opened a terminal in {}: {}", record.who, record.target, record.reason);
+    deps.notes.note(
+        Note::new("terminal", "opened", &message)
+            .with("session", record.session_id.to_string())
+            .with("who", record.who.as_str())
+            .with("target", record.target.to_string()),
+    );
     let ended = match deps.doors.open(&mut record, asked.cols, asked.rows).await {
         Err(refused) => Err(refused),
         Ok(pty) => {

@@ -376,6 +376,7 @@ impl Drop for Running {
 
 pub fn pace() -> Pace {
     Pace {
+        seldom: Duration::from_secs(3600),
         wait_s: 2,
         poll: Duration::from_millis(100),
         slow: Duration::from_millis(50),

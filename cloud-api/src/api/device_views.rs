@@ -77,6 +77,10 @@ pub struct Device {
     pub os: Option<Os>,
     /// The agent's own update, where it updates itself or was to.
     pub agent: Option<Agent>,
+    /// What it told it has: interfaces, clock, kernel, boot, budget (docs/telemetry.md); `told_at` is when. Left out of lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub facts: Option<serde_json::Value>,
     /// Unix seconds of the newest report.
     pub reported_at: Option<u64>,
     /// Unix seconds.
@@ -361,6 +365,7 @@ impl<'a> Viewer<'a> {
             on_target: standing.on_target,
             reason: standing.reason.map(Into::into),
             progress: rows::stored::<documents::Progress>(row.progress.as_deref()).map(Into::into),
+            facts: None,
             reported_at: row.report_at.map(i64::unsigned_abs),
             created_at: row.created_at.unsigned_abs(),
         })

@@ -91,10 +91,11 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<S
 pub struct DeviceEvent {
     /// Rises.
     pub id: u64,
-    /// Unix seconds.
+    /// When it happened, Unix seconds; by the device's clock where it told of it.
     pub at: u64,
-    /// `reason`, `committed`, `os`, `lock`, `root`, `agent`, `presence`, `held_back`, `clone`, `enrolled`, `state` or
-    /// `command`.
+    /// `reason`, `committed`, `os`, `lock`, `root`, `agent`, `presence`, `held_back`, `clone`, `enrolled`, `state`, `command` or
+    /// `gap` (events of the device were lost); told by the device also `service`, `release`, `update`, `boot`, `probe`, `clock`,
+    /// `policy`, `terminal`, `budget`.
     pub kind: String,
     /// Stable within its kind.
     pub code: String,
@@ -103,6 +104,12 @@ pub struct DeviceEvent {
     /// What else belongs to it.
     #[schema(value_type = Object)]
     pub data: serde_json::Value,
+    /// Where the device told of it: its number, which rises over the device's life.
+    pub seq: Option<u64>,
+    /// The boot it happened in.
+    pub boot_id: Option<String>,
+    /// When the cloud heard of it, Unix seconds.
+    pub received_at: u64,
 }
 
 /// Lists the devices of a fleet, or those that a filter means.
@@ -187,7 +194,13 @@ async fn one(app: &App, id: &str, fleet: &FleetRow) -> Result<Json<Device>> {
     let row = rows::by_id(app, id.parse().map_err(|_| unknown())?).await?.ok_or_else(unknown)?;
     let tags = device_filter::tags_between(app, fleet, std::slice::from_ref(&row)).await?;
     let tags = tags.get(id).cloned().unwrap_or_default();
-    Ok(Json(Viewer::new(app, fleet).await?.view(row, tags).await?))
+    let mut shown = Viewer::new(app, fleet).await?.view(row, tags).await?;
+    if let Some((at, facts)) = crate::telemetry::facts::of(app, id).await? {
+        let mut facts = serde_json::to_value(facts).map_err(Problem::internal)?;
+        facts["told_at"] = at.into();
+        shown.facts = Some(facts);
+    }
+    Ok(Json(shown))
 }
 
 /// Shows a device.
@@ -303,7 +316,7 @@ async fn set_tags(tx: &mut Tx, device: &str, tags: &BTreeMap<String, Option<Stri
     Ok(())
 }
 
-/// What happened to a device, newest first; the newest 1,000 are kept.
+/// What happened to a device, the newest heard of first; the newest 5,000 are kept, for 90 days.
 #[utoipa::path(get, path = "/devices/{id}/events", tag = "devices",
     params(("id" = String, Path, description = "The device."), Paging),
     responses((status = 200, body = Page<DeviceEvent>)))]
@@ -314,28 +327,7 @@ pub(crate) async fn events(
     Query(paging): Query<Paging>,
 ) -> Result<Json<Page<DeviceEvent>>> {
     device(&app, &caller, &id, Act::Read).await?;
-    let found: Vec<(i64, i64, String, String, String, String)> = sqlx::query_as(
-        "SELECT id, at, kind, code, message, data FROM device_events
-         WHERE device_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3",
-    )
-    .bind(&id)
-    .bind(paging.after(i64::MAX)?)
-    .bind(paging.sql_limit()?)
-    .fetch_all(app.db.read())
-    .await?;
-    Ok(Json(Page::of(
-        &paging,
-        found,
-        |row| row.0.to_string(),
-        |(id, at, kind, code, message, data)| DeviceEvent {
-            id: id.unsigned_abs(),
-            at: at.unsigned_abs(),
-            kind,
-            code,
-            message,
-            data: serde_json::from_str(&data).unwrap_or_default(),
-        },
-    )?))
+    super::telemetry::events_page(&app, &id, &paging, 0, "").await.map(Json)
 }
 
 /// The newest report, as the device signed it.

@@ -35,7 +35,7 @@ use crate::{
 /// A comment this often keeps proxies from closing a quiet stream.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// A stream ends after this long; the browser comes back with its last id, and its credentials are looked at again.
-const LIFETIME: Duration = Duration::from_secs(15 * 60);
+pub(super) const LIFETIME: Duration = Duration::from_secs(15 * 60);
 /// Streams at once.
 const MAX_STREAMS: usize = 1_000;
 
@@ -94,20 +94,25 @@ pub(crate) async fn events(
         until: Instant::now() + LIFETIME,
         _place: place,
     };
-    let sse = Sse::new(frames(listener)).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("still here"));
+    Ok(streamed(frames(listener)))
+}
+
+/// Frames as a response that nothing on the way collects.
+pub(super) fn streamed(frames: impl Stream<Item = Result<Frame, Infallible>> + Send + 'static) -> Response {
+    let sse = Sse::new(frames).keep_alive(KeepAlive::new().interval(HEARTBEAT).text("still here"));
     let mut response = sse.into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     // Proxies that would collect a stream before they pass it on.
     response
         .headers_mut()
         .insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    Ok(response)
+    response
 }
 
-struct Place;
+pub(super) struct Place;
 
 impl Place {
-    fn take() -> Result<Self> {
+    pub(super) fn take() -> Result<Self> {
         if STREAMS.fetch_add(1, Relaxed) >= MAX_STREAMS {
             STREAMS.fetch_sub(1, Relaxed);
             return Err(Problem::new(

@@ -27,6 +27,7 @@ pub mod roots;
 pub mod server;
 pub mod session;
 pub mod setup;
+pub mod telemetry;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
@@ -57,6 +58,7 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(enrolment_tokens::router())
         .merge(devices::router())
         .merge(commands::router())
+        .merge(telemetry::router())
         .merge(releases::router())
         .merge(deploy::router())
         .merge(variables::router())

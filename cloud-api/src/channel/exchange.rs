@@ -49,10 +49,10 @@ pub(super) async fn exchange(
         match frame {
             DeviceFrame::Hello(hello) => {
                 let opened = app.channels.begin(&entry, Kind::Exchange, Features::default());
-                out.push(frames::welcome(&app, &entry, &opened, &hello));
+                out.push(frames::welcome(&app, &entry, &opened, &hello).await?);
                 turn = Some(opened);
             }
-            frame => frames::take(&app, &entry, frame).await?,
+            frame => out.extend(frames::take(&app, &entry, frame).await?),
         }
     }
     let turn = match turn {

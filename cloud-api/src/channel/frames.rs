@@ -2,7 +2,10 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use copal_protocol::channel::{CloudFrame, DeviceFrame, Hello, Welcome};
+use copal_protocol::{
+    channel::{CloudFrame, DeviceFrame, Hello, Welcome},
+    telemetry::FEATURE,
+};
 
 use super::memory::Turn;
 use crate::{
@@ -10,23 +13,27 @@ use crate::{
     commands,
     devices::{memory::Entry, report},
     error::Result,
+    telemetry,
 };
 
 /// Answers a hello.
-pub(super) fn welcome(app: &App, entry: &Entry, turn: &Turn, hello: &Hello) -> CloudFrame {
+pub(super) async fn welcome(app: &App, entry: &Entry, turn: &Turn, hello: &Hello) -> Result<CloudFrame> {
     let timing = app.channels.timing();
     let seconds = |d: std::time::Duration| u32::try_from(d.as_secs()).unwrap_or(u32::MAX);
     let etag = entry.etag();
     tracing::debug!(device = %entry.device_id, epoch = turn.epoch, agent = %hello.agent_version.escape_debug(), "channel");
     *turn.told() = etag;
-    CloudFrame::Welcome(Welcome {
+    let tells = hello.features.iter().any(|f| f == FEATURE);
+    let stored = if tells { Some(telemetry::events::up_to(app, entry.device_id).await?) } else { None };
+    Ok(CloudFrame::Welcome(Welcome {
         epoch: turn.epoch,
         ping_s: seconds(timing.ping),
         lease_s: seconds(timing.lease()),
         reconnect_window_s: app.channels.window_s(),
         etag,
         time: app::now(),
-    })
+        stored,
+    }))
 }
 
 /// A goodbye.
@@ -63,26 +70,27 @@ pub(super) async fn next(app: &App, entry: &Entry, turn: &Turn) -> Result<Option
     Ok(None)
 }
 
-/// Takes a frame. A hello is its caller's.
-pub(super) async fn take(app: &App, entry: &Entry, frame: DeviceFrame) -> Result<()> {
+/// Takes a frame; what to say to it. A hello is its caller's.
+pub(super) async fn take(app: &App, entry: &Entry, frame: DeviceFrame) -> Result<Option<CloudFrame>> {
     match frame {
-        DeviceFrame::Ack(ack) => commands::answer(app, entry, &ack).await,
+        DeviceFrame::Ack(ack) => commands::answer(app, entry, &ack).await?,
         DeviceFrame::Report { envelope } => {
             // The newest report says everything, so one that is refused is made good by the next.
             match report::accept(app, entry, &envelope.to_bytes()).await {
                 Err(problem) if problem.status().is_client_error() => {
                     tracing::debug!(device = %entry.device_id, %problem, "a report on the channel");
-                    Ok(())
                 }
-                other => other,
+                other => other?,
             }
         }
-        // The device keeps its events until it is told that they are stored. Of streams a WebSocket takes what is said
-        // itself, and there are none elsewhere.
+        DeviceFrame::Batch(batch) => {
+            return telemetry::take(app, entry, batch).await.map(|stored| Some(CloudFrame::Stored(stored)));
+        }
+        // Of streams a WebSocket takes what is said itself, and there are none elsewhere.
         DeviceFrame::Hello(_)
-        | DeviceFrame::Batch(_)
         | DeviceFrame::Opened { .. }
         | DeviceFrame::Closed(_)
-        | DeviceFrame::Credit(_) => Ok(()),
+        | DeviceFrame::Credit(_) => {}
     }
+    Ok(None)
 }

@@ -146,7 +146,9 @@ impl Channel {
         let turn = self.app.channels.begin(&self.entry, Kind::Socket, Features::of(&hello.features));
         // Whatever ends this, the device's turn ends with it.
         let _ended = Ended { app: self.app.clone(), entry: Arc::clone(&self.entry), turn: Arc::clone(&turn) };
-        let welcome = frames::welcome(&self.app, &self.entry, &turn, hello);
+        let Ok(welcome) = frames::welcome(&self.app, &self.entry, &turn, hello).await else {
+            return End::Bye("restarting");
+        };
         let talk = async {
             self.send(text(&welcome)?, &turn).await?;
             self.talk(&turn).await
@@ -213,8 +215,10 @@ impl Channel {
                 Came::Frame(frame) => {
                     let Some(frame) = turn.streams.take(frame) else { continue };
                     // Apart, as in `frames::next`.
-                    if Box::pin(frames::take(&self.app, &self.entry, frame)).await.is_err() {
-                        return Err(End::Bye("restarting"));
+                    match Box::pin(frames::take(&self.app, &self.entry, frame)).await {
+                        Ok(Some(answer)) => self.send(text(&answer)?, turn).await?,
+                        Ok(None) => {}
+                        Err(_) => return Err(End::Bye("restarting")),
                     }
                 }
                 Came::Life | Came::End(_) => {}

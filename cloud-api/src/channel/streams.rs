@@ -67,6 +67,7 @@ impl From<StreamError> for Problem {
                     "too_many_streams" => "too_many_streams",
                     "service_unknown" => "service_unknown",
                     "policy_local" => "policy_local",
+                    "over_budget" => "over_budget",
                     _ => "stream_refused",
                 };
                 let said: String = inert(&message).chars().take(500).collect();
@@ -81,18 +82,20 @@ impl From<StreamError> for Problem {
 pub(super) struct Features {
     logs: bool,
     terminal: bool,
+    metrics: bool,
 }
 
 impl Features {
     pub(super) fn of(words: &[String]) -> Self {
         let has = |word: &str| words.iter().any(|w| w == word);
-        Self { logs: has("logs"), terminal: has("terminal") }
+        Self { logs: has("logs"), terminal: has("terminal"), metrics: has("metrics") }
     }
 
     fn have(self, of: &StreamOf) -> bool {
         match of {
             StreamOf::Logs { .. } => self.logs,
             StreamOf::Terminal(_) => self.terminal,
+            StreamOf::Metrics {} => self.metrics,
             StreamOf::Unknown => false,
         }
     }

@@ -83,6 +83,8 @@ pub(super) struct Facts {
     pub(super) state: DeviceState,
     pub(super) mark: Option<Mark>,
     pub(super) reports: super::limit::Bucket,
+    /// Batches of events and telemetry.
+    batches: super::limit::Bucket,
 }
 
 impl Entry {
@@ -95,6 +97,7 @@ impl Entry {
                 state: row.state,
                 mark: row.mark,
                 reports: super::limit::Bucket::default(),
+                batches: super::limit::Bucket::default(),
             }),
             sessions: Mutex::default(),
             changed: Notify::new(),
@@ -114,6 +117,11 @@ impl Entry {
     /// Taken after the lock on all sessions, never before it.
     fn sessions(&self) -> MutexGuard<'_, Vec<[u8; 32]>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether another batch of it may be taken now.
+    pub(crate) fn may_tell(&self, rate: super::limit::Rate, now: Instant) -> bool {
+        self.facts().batches.take(rate, now)
     }
 
     /// The seq of its assignment.

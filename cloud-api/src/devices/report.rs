@@ -22,6 +22,7 @@ use crate::{
     app::{self, App},
     bus::Event,
     error::{Problem, Result},
+    telemetry,
 };
 
 /// The most of a device's texts that is kept.
@@ -114,7 +115,12 @@ async fn take(app: &App, entry: &super::memory::Entry, report: &Report, body: &[
     .await?;
     let mut events = events(&old, report, reason.as_ref(), committed.as_deref());
     events.extend(host::events(&old, host.as_ref(), agent.as_ref()));
+    // The device may have told of this commit itself.
+    if rows::same_commit(&mut tx, &old.device_id, committed.as_deref()).await?.is_some() {
+        events.retain(|event| event.kind != "committed");
+    }
     rows::add_events(&mut tx, entry.device_id, now, &events).await?;
+    telemetry::facts::store_budget(&mut tx, entry.device_id, report.ext.as_ref(), now).await?;
     tx.commit().await?;
     Ok(())
 }

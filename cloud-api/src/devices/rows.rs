@@ -15,8 +15,9 @@ use crate::{
     store::{Db, Tx},
 };
 
-/// The most events kept of one device; older ones go.
-const EVENTS: i64 = 1_000;
+/// The most events kept of one device, and seconds; older ones go.
+const EVENTS: i64 = 5_000;
+const EVENTS_S: u64 = 90 * 86_400;
 
 /// What memory keeps of a device.
 #[derive(Debug)]
@@ -229,6 +230,12 @@ pub(crate) async fn add_events(tx: &mut Tx, device: DeviceId, at: u64, events: &
         .execute(&mut **tx)
         .await?;
     }
+    bound_events(tx, device, at).await
+}
+
+/// Drops events past the bounds. How old one is, is counted from when the cloud heard of it.
+pub(crate) async fn bound_events(tx: &mut Tx, device: DeviceId, now: u64) -> Result<()> {
+    let id = device.to_string();
     sqlx::query(
         "DELETE FROM device_events WHERE device_id = $1 AND id <= (
             SELECT id FROM device_events WHERE device_id = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)",
@@ -237,7 +244,34 @@ pub(crate) async fn add_events(tx: &mut Tx, device: DeviceId, at: u64, events: &
     .bind(EVENTS)
     .execute(&mut **tx)
     .await?;
+    // In the order they came, so only the oldest can be too old.
+    sqlx::query(
+        "DELETE FROM device_events WHERE id IN (SELECT id FROM device_events WHERE device_id = $1 ORDER BY id LIMIT 100)
+            AND COALESCE(received_at, at) < $2",
+    )
+    .bind(&id)
+    .bind(now.saturating_sub(EVENTS_S).cast_signed())
+    .execute(&mut **tx)
+    .await?;
     Ok(())
+}
+
+/// The newest commit of a device that is known, where it is that of this release: reports and the device's own events tell
+/// of the same ones. Its row, and whether the device told of it.
+pub(crate) async fn same_commit(
+    tx: &mut Tx,
+    device: &str,
+    release: Option<&str>,
+) -> Result<Option<(i64, bool)>> {
+    let newest: Option<(i64, String, bool)> = sqlx::query_as(
+        "SELECT id, data, seq IS NOT NULL FROM device_events WHERE device_id = $1 AND kind = 'committed' ORDER BY id DESC LIMIT 1",
+    )
+    .bind(device)
+    .fetch_optional(&mut **tx)
+    .await?;
+    let data = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap_or_default();
+    let same = |text: &str| release.is_some() && data(text)["release"].as_str() == release;
+    Ok(newest.filter(|(_, text, _)| same(text)).map(|(id, _, told)| (id, told)))
 }
 
 /// JSON of the database, where it can still be read.

@@ -344,11 +344,11 @@ async fn events_of_a_device_are_bounded() {
     let device = fleet.device(1).await;
     let mut tx = fleet.cloud.app.db.write().await.unwrap();
     let many: Vec<_> =
-        (0..1_200).map(|n| devices::rows::NewEvent::new("reason", format!("c{n}"), "")).collect();
+        (0..5_200).map(|n| devices::rows::NewEvent::new("reason", format!("c{n}"), "")).collect();
     devices::rows::add_events(&mut tx, device.id, 1, &many).await.unwrap();
     let count: i64 =
         sqlx::query_scalar("SELECT COUNT(*) FROM device_events").fetch_one(&mut *tx).await.unwrap();
-    assert_eq!(count, 1_000);
+    assert_eq!(count, 5_000);
 }
 
 #[tokio::test]

@@ -107,7 +107,7 @@ pub struct Hello {
     pub boot_id: String,
     /// Seconds since the boot.
     pub uptime_s: u64,
-    /// What it can do beyond this version's frames: `logs`, `terminal`.
+    /// What it can do beyond this version's frames: `logs`, `terminal`, `metrics`, `telemetry`.
     #[serde(default)]
     pub features: Vec<String>,
     /// The assignment it holds.
@@ -132,6 +132,9 @@ pub struct Welcome {
     pub etag: Option<Sha256Hex>,
     /// The cloud's clock, Unix seconds. Never raises the device's floor.
     pub time: u64,
+    /// The cloud has the device's events up to this number. Only for a device that says `telemetry` in its hello.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<u64>,
 }
 
 /// Something a device is to do or to tell.
@@ -237,7 +240,8 @@ pub enum Class {
     Telemetry,
 }
 
-/// Things that happened, numbered without a gap from `first_seq` on.
+/// Things that happened, numbered without a gap from `first_seq` on. Events are taken where `first_seq - dropped` is at most one
+/// above what the cloud has; else it says what it has, and takes nothing: so none is passed over that may still come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Batch {
@@ -247,7 +251,7 @@ pub struct Batch {
     pub boot_id: String,
     /// The first one's number; numbers rise over the device's life.
     pub first_seq: u64,
-    /// How many were lost just before, for want of room.
+    /// How many numbers just before hold nothing any more: they were lost, for want of room.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped: u64,
     /// The things.
@@ -295,6 +299,9 @@ pub enum StreamOf {
     },
     /// A shell's terminal, bytes both ways. Where the device's Root asks for grants, [`records`](crate::terminal) instead.
     Terminal(OpenTerminal),
+    /// Samples of metrics every [`LIVE_S`](crate::telemetry::LIVE_S) seconds, each a [`Summary`](crate::telemetry::Summary) and a
+    /// line end.
+    Metrics {},
     /// Of a later version: refused, and no reason to end the channel.
     #[serde(other, skip_serializing)]
     Unknown,

@@ -132,7 +132,7 @@ impl ProbeResult {
             value: None,
             unit: None,
             threshold: None,
-            detail: line(detail, MAX_TEXT),
+            detail: text::one_line(detail, MAX_TEXT),
             advice: String::new(),
         }
     }
@@ -140,7 +140,7 @@ impl ProbeResult {
     /// Of this subject.
     #[must_use]
     pub fn of(self, subject: &str) -> Self {
-        Self { subject: Some(line(subject, MAX_SUBJECT)), ..self }
+        Self { subject: Some(text::one_line(subject, MAX_SUBJECT)), ..self }
     }
 
     /// With what was measured.
@@ -158,13 +158,13 @@ impl ProbeResult {
     /// With what to do.
     #[must_use]
     pub fn advice(self, advice: &str) -> Self {
-        Self { advice: line(advice, MAX_TEXT), ..self }
+        Self { advice: text::one_line(advice, MAX_TEXT), ..self }
     }
 
     /// Whether a device may have said this: every bound holds, and no text steers a terminal.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        let safe = |text: &str, most: usize| line(text, most) == text;
+        let safe = |said: &str, most: usize| text::one_line(said, most) == said;
         let name = (1..=MAX_NAME).contains(&self.name.len())
             && self.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
         name && self.subject.as_deref().is_none_or(|s| safe(s, MAX_SUBJECT))
@@ -178,17 +178,6 @@ impl ProbeResult {
 fn whole(number: i64) -> i64 {
     let most = i64::try_from(MAX_INTEGER).unwrap_or(i64::MAX);
     number.clamp(-most, most)
-}
-
-/// One line of at most so many characters, with nothing in it that steers.
-fn line(text: &str, most: usize) -> String {
-    let safe = text::inert(text).replace(['\n', '\t'], " ");
-    let safe = safe.trim();
-    if safe.chars().count() <= most {
-        return safe.to_owned();
-    }
-    let cut: String = safe.chars().take(most.saturating_sub(1)).collect();
-    format!("{}…", cut.trim_end())
 }
 
 impl Diagnosis {

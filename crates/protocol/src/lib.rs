@@ -23,6 +23,7 @@
 //! | [`terminal`] | a terminal end to end: records, keys |
 //! | [`asciicast`] | recordings of terminals |
 //! | [`flow`] | credit of the channel's streams |
+//! | [`telemetry`] | events, metrics and facts of a device |
 //! | [`diagnosis`] | results of a device's health checks, and their text |
 //! | [`audit`] | the hash chain of the audit log |
 //! | [`config`] | `copal.json`, what a device is given before its first start |
@@ -48,6 +49,7 @@ pub mod keys;
 pub mod policy;
 pub mod seal;
 pub mod spec;
+pub mod telemetry;
 pub mod terminal;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

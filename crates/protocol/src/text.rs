@@ -30,6 +30,18 @@ pub fn inert(text: &str) -> String {
     out
 }
 
+/// One line of at most so many characters, with nothing in it that steers.
+#[must_use]
+pub fn one_line(text: &str, most: usize) -> String {
+    let safe = inert(text).replace(['\n', '\t'], " ");
+    let safe = safe.trim();
+    if safe.chars().count() <= most {
+        return safe.to_owned();
+    }
+    let cut: String = safe.chars().take(most.saturating_sub(1)).collect();
+    format!("{}…", cut.trim_end())
+}
+
 #[cfg(test)]
 mod tests {
     use super::inert;

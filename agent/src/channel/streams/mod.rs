@@ -71,13 +71,19 @@ pub struct Kinds {
     pub logs: Option<Arc<dyn Source>>,
     /// Terminals.
     pub terminal: Option<Arc<dyn Source>>,
+    /// Samples of metrics.
+    pub metrics: Option<Arc<dyn Source>>,
 }
 
 impl Kinds {
     /// As a hello says it.
     #[must_use]
     pub fn features(&self) -> Vec<String> {
-        let named = [("logs", self.logs.is_some()), ("terminal", self.terminal.is_some())];
+        let named = [
+            ("logs", self.logs.is_some()),
+            ("terminal", self.terminal.is_some()),
+            ("metrics", self.metrics.is_some()),
+        ];
         named.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect()
     }
 
@@ -85,6 +91,7 @@ impl Kinds {
         match of {
             StreamOf::Logs { .. } => self.logs.as_ref(),
             StreamOf::Terminal(_) => self.terminal.as_ref(),
+            StreamOf::Metrics {} => self.metrics.as_ref(),
             StreamOf::Unknown => None,
         }
     }
@@ -255,6 +262,11 @@ impl Drop for Running {
 /// Refuses a stream of a kind that there is none of here.
 pub(super) fn unknown(stream: u32) -> DeviceFrame {
     closed(stream, End::because("not_supported", "this agent opens no streams of that kind here"))
+}
+
+/// Says why a stream is not opened.
+pub(super) fn refused(stream: u32, why: End) -> DeviceFrame {
+    closed(stream, why)
 }
 
 fn closed(stream: u32, End { code, message, exit_code }: End) -> DeviceFrame {

@@ -52,6 +52,8 @@ pub struct Pace {
     pub roots: Duration,
     /// Between polls of what is settled while a channel is up.
     pub rest: Duration,
+    /// Between polls while there is none and the budget of bytes is used.
+    pub seldom: Duration,
 }
 
 impl Default for Pace {
@@ -62,6 +64,7 @@ impl Default for Pace {
             slow: Duration::from_secs(30),
             roots: Duration::from_secs(3600),
             rest: Duration::from_secs(6 * 3600),
+            seldom: Duration::from_secs(3600),
         }
     }
 }
@@ -209,6 +212,8 @@ impl Sync {
                     unheld = if held { 0 } else { unheld + 1 };
                     let pause = match unheld {
                         _ if self.may_rest() => self.rest(),
+                        // A held poll is renewed each minute; asking seldom means not to hold one, either.
+                        _ if self.nudges.borrow().seldom => self.pace.seldom,
                         0 => continue,
                         1 => SHORTLY.min(self.interval),
                         _ => self.interval,

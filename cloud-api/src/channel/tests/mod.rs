@@ -4,6 +4,7 @@ mod commands;
 mod exchange;
 mod socket;
 mod streams;
+mod telemetry;
 
 use std::time::Duration;
 
