@@ -78,6 +78,23 @@ pub enum DeviceCommand {
         /// How many
         #[arg(long, default_value_t = 50)]
         limit: usize,
+        /// Only what happened in this time: 2h, 7d
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        since: Option<u64>,
+        /// Only of this kind: service, boot, update, ...
+        #[arg(long)]
+        kind: Option<String>,
+    },
+    /// Show how a device and its services fare: CPU, memory, disk, network, temperature
+    Metrics {
+        /// Id, beginning of it, or name
+        device: String,
+        /// Of so long, at most 30d
+        #[arg(long, value_name = "TIME", default_value = "1d", value_parser = duration)]
+        since: u64,
+        /// Go on with a sample every 5 s, until ended
+        #[arg(long)]
+        watch: bool,
     },
     /// Acts
     #[command(flatten)]

@@ -67,14 +67,12 @@ pub(super) async fn run(ctx: &Context, command: DeviceCommand) -> Result<()> {
             let found = ctx.device(&api, &device).await?;
             act(ctx, &api, &found, "retry").await
         }
-        DeviceCommand::Events { device, limit } => {
-            let found = ctx.device(&api, &device).await?;
-            let path = format!("/devices/{}/events", seg(&text(&found, "device_id")));
-            let events = api.some("list the events", &path, "", limit).await?;
-            ctx.out.list(&events, &["at", "kind", "code", "message"], |e| {
-                vec![when(&e["at"]), text(e, "kind"), text(e, "code"), text(e, "message")]
-            });
-            Ok(())
+        DeviceCommand::Events { device, limit, since, kind } => {
+            let asked = super::telemetry::Asked { limit, since, kind };
+            super::telemetry::events(ctx, &api, &device, asked).await
+        }
+        DeviceCommand::Metrics { device, since, watch } => {
+            Box::pin(super::telemetry::metrics(ctx, &api, &device, since, watch)).await
         }
         DeviceCommand::Act(command) => Box::pin(super::acts::run(ctx, &api, command)).await,
         DeviceCommand::Tokens(command) => tokens(ctx, &api, command).await,
@@ -201,6 +199,7 @@ fn human(device: &Value, now: u64) -> String {
         out.push_str(&table(&["service", "state", "restarts", "exit code", "image"], rows.into_iter()));
     }
     out.push_str(&system(device));
+    out.push_str(&super::telemetry::facts(device, now));
     let tail = device["reason"]["log_tail"].as_array().into_iter().flatten().map(scalar);
     let tail: Vec<String> = tail.map(|line| format!("  {}", crate::output::safe(&line))).collect();
     if !tail.is_empty() {

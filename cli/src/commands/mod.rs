@@ -15,6 +15,7 @@ mod people;
 mod releases;
 mod roots;
 mod status;
+mod telemetry;
 mod variables;
 mod wait;
 

@@ -20,6 +20,8 @@ pub struct Device {
     pub dir: TempDir,
     pub prefix: String,
     pub docker_host: Option<String>,
+    /// More of the environment of its commands.
+    pub env: Vec<(String, String)>,
     netns: Option<String>,
     child: Option<Child>,
 }
@@ -31,6 +33,7 @@ impl Device {
             dir: TempDir::new().unwrap(),
             prefix: format!("e2e-{}", unique()),
             docker_host: None,
+            env: Vec::new(),
             netns: None,
             child: None,
         }
@@ -85,7 +88,8 @@ impl Device {
             .env("COPAL_AGENT_TRIAL_S", "2")
             // A test that tells a device to restart must not restart this machine.
             .env("COPAL_REBOOT_COMMAND", "/bin/true")
-            .env("RUST_LOG", "info,copal_agent=debug");
+            .env("RUST_LOG", "info,copal_agent=debug")
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
         if let Some(host) = &self.docker_host {
             command.args(["--docker-host", host]);
         }
