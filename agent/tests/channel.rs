@@ -155,6 +155,7 @@ fn welcome(etag: Option<Sha256Hex>) -> CloudFrame {
         lease_s: 3,
         reconnect_window_s: 1,
         etag,
+        root: None,
         time: 1_800_000_000,
         stored: Some(0),
     })
@@ -332,13 +333,49 @@ async fn while_a_channel_is_up_polls_rest_and_a_hint_ends_the_rest() {
     let mut socket = cloud.channel().await;
     agent.up(true).await;
     let first = cloud.cloud.deploy(1, 10);
-    socket.say(&CloudFrame::Hint { etag: Some(first) }).await;
+    socket.say(&CloudFrame::Hint { etag: Some(first), root: None }).await;
     agent.running.runs(cloud.cloud.app(), first).await;
     // The next poll of what is settled is an hour away; only the hint can bring this one.
     let second = cloud.cloud.publish(&support::release(&cloud.cloud.keys, 11), &[&cloud.cloud.keys.builder]);
     let envelope = cloud.cloud.assign(&cloud.cloud.draft(2, &[second]));
-    socket.say(&CloudFrame::Hint { etag: Some(envelope.payload_sha256()) }).await;
+    socket.say(&CloudFrame::Hint { etag: Some(envelope.payload_sha256()), root: None }).await;
     agent.running.runs(cloud.cloud.app(), second).await;
+}
+
+#[tokio::test]
+async fn a_root_that_the_cloud_speaks_of_is_walked_to_at_once_and_looked_for_once() {
+    let mut cloud = Cloud::start(Mode::Takes).await;
+    let agent = Agent::start(&cloud);
+    let mut socket = cloud.channel().await;
+    agent.up(true).await;
+    let first = cloud.cloud.deploy(1, 10);
+    socket.say(&CloudFrame::Hint { etag: Some(first), root: Some(1) }).await;
+    agent.running.runs(cloud.cloud.app(), first).await;
+    // Polls rest for an hour, and so do walks; the assignment stays what it is.
+    let keys = OwnerKeys::fixed();
+    let mut root = agent.running.store.root().clone().into_inner();
+    root.version = 2;
+    cloud.cloud.with(|c| c.roots.push(sign(&root, &[&keys.root])));
+    socket.say(&CloudFrame::Hint { etag: Some(first), root: Some(2) }).await;
+    agent.running.condition("the second root is trusted", |c| c.root_version == 2).await;
+    // One that is only spoken of is asked for once.
+    socket.say(&CloudFrame::Hint { etag: Some(first), root: Some(9) }).await;
+    within("it is looked for", async {
+        while cloud.cloud.asked("/device/v1/roots/3") < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    agent.running.nudges.send_modify(|n| n.asked += 1);
+    let polls = cloud.cloud.asked("/device/v1/state");
+    within("it polls", async {
+        while cloud.cloud.asked("/device/v1/state") == polls {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(cloud.cloud.asked("/device/v1/roots/3"), 2);
+    assert_eq!(agent.running.store.root().version, 2);
 }
 
 #[tokio::test]
@@ -350,7 +387,7 @@ async fn a_pause_keeps_what_is_new_from_being_installed_and_its_end_lets_it() {
     let pause = |paused| agent.running.nudges.send_modify(|n| n.paused = paused);
     pause(true);
     let hash = cloud.cloud.deploy(1, 10);
-    socket.say(&CloudFrame::Hint { etag: Some(hash) }).await;
+    socket.say(&CloudFrame::Hint { etag: Some(hash), root: None }).await;
     let app = cloud.cloud.app();
     let target = agent.running.target("paused", |t| t.paused && t.apps.contains_key(&app)).await;
     assert!(!target.may_install);
@@ -365,7 +402,7 @@ async fn losing_the_channel_returns_to_polls_at_once_and_it_comes_back() {
     let mut socket = cloud.channel().await;
     agent.up(true).await;
     let first = cloud.cloud.deploy(1, 10);
-    socket.say(&CloudFrame::Hint { etag: Some(first) }).await;
+    socket.say(&CloudFrame::Hint { etag: Some(first), root: None }).await;
     agent.running.runs(cloud.cloud.app(), first).await;
     cloud.set(Mode::Busy);
     drop(socket);
@@ -485,7 +522,7 @@ async fn where_no_upgrade_passes_frames_are_exchanged_and_a_websocket_is_tried_a
     assert_eq!(*cloud.hub.asked.lock().unwrap(), 1);
     let first = cloud.cloud.deploy(1, 10);
     cloud.hub.to_say.lock().unwrap().extend([
-        CloudFrame::Hint { etag: Some(first) },
+        CloudFrame::Hint { etag: Some(first), root: None },
         command(&action(1)),
         command(&action(1)),
     ]);

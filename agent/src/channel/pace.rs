@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 /// How often what. The defaults are for the field; tests hurry.
 #[derive(Debug, Clone)]
 pub struct Pace {
-    /// Between pings: never more often by itself than the first, never more seldom than the second. Proxies often let go of what
-    /// idled for a minute.
+    /// Between pings: more often than the first only where that is too seldom for the network, never more seldom than the second.
+    /// Proxies often let go of what idled for a minute.
     pub keepalive: (Duration, Duration),
     /// A ping not answered within this is tried once more.
     pub pong: Duration,
@@ -54,6 +54,8 @@ pub struct Keepalive {
     good: u32,
 }
 
+/// Between pings at least, whatever the network does: one that forgets sooner is left to polls.
+const LEAST: Duration = Duration::from_secs(10);
 /// What is let go of sooner was not let go of for idling.
 const IDLE: Duration = Duration::from_secs(20);
 /// Idle times survived in a row after which a longer one is tried.
@@ -84,7 +86,9 @@ impl Keepalive {
     /// The connection died after it idled for `every`.
     pub fn died(&mut self, every: Duration) {
         self.good = 0;
-        self.now = (every.min(self.now) / 2).max(self.bounds.0.min(every));
+        let idle = every.min(self.now);
+        // What most networks survive is tried before anything shorter; where that was too long, a little less, and less again.
+        self.now = (idle / 2).max(self.bounds.0.min(idle * 3 / 4)).max(LEAST);
     }
 }
 
@@ -234,10 +238,18 @@ mod tests {
         assert_eq!(keepalive.every(s(240)), s(240));
         keepalive.died(s(240));
         assert_eq!(keepalive.every(s(240)), s(120));
-        for _ in 0..10 {
-            keepalive.died(keepalive.every(s(240)));
+        keepalive.died(s(120));
+        assert_eq!(keepalive.every(s(240)), s(60), "first its bound");
+        let mut hasty = keepalive.clone();
+        hasty.died(s(60));
+        assert_eq!(hasty.every(s(240)), s(45), "and where that dies, too, less");
+        for _ in 0..20 {
+            hasty.died(hasty.every(s(240)));
         }
-        assert_eq!(keepalive.every(s(240)), s(60), "never less than its bound");
+        assert_eq!(hasty.every(s(240)), LEAST);
+        let mut quick = Keepalive::new((s(45), s(1200)));
+        quick.died(s(21));
+        assert!(quick.every(s(180)) < s(20), "below what it died of");
         for _ in 0..7 {
             keepalive.survived();
         }

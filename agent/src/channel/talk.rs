@@ -67,11 +67,11 @@ impl Talk {
         let mut taken = Taken::default();
         match frame {
             CloudFrame::Welcome(welcome) => {
-                self.hint(welcome.etag, true);
+                self.hint(welcome.etag, welcome.root, true);
                 self.outbox.welcomed(welcome.stored);
                 taken.welcome = Some(welcome);
             }
-            CloudFrame::Hint { etag } => self.hint(etag, false),
+            CloudFrame::Hint { etag, root } => self.hint(etag, root, false),
             CloudFrame::Cmd(command) => {
                 let id = command.id;
                 if self.commands.try_send(Received { command, at: Instant::now() }).is_err() {
@@ -93,10 +93,11 @@ impl Talk {
         taken
     }
 
-    fn hint(&self, etag: Option<Sha256Hex>, welcome: bool) {
+    fn hint(&self, etag: Option<Sha256Hex>, root: Option<u64>, welcome: bool) {
         self.nudges.send_if_modified(|nudges| {
-            let news = nudges.hinted != etag || (welcome && !nudges.up);
+            let news = nudges.hinted != etag || nudges.hinted_root != root || (welcome && !nudges.up);
             nudges.hinted = etag;
+            nudges.hinted_root = root;
             nudges.up |= welcome;
             news
         });

@@ -10,6 +10,8 @@ pub struct Nudges {
     pub up: bool,
     /// What the cloud last said that the state route would serve; absent where it has said nothing, or that there is nothing.
     pub hinted: Option<Sha256Hex>,
+    /// The version of the Root the cloud last said to be the newest; absent where it has said none.
+    pub hinted_root: Option<u64>,
     /// Rises when a poll is asked for at once.
     pub asked: u64,
     /// The budget of bytes is used: what is not asked for is polled seldom.

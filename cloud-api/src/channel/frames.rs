@@ -7,22 +7,25 @@ use copal_protocol::{
     telemetry::FEATURE,
 };
 
-use super::memory::Turn;
+use super::memory::{Told, Turn};
 use crate::{
     app::{self, App},
     commands,
     devices::{memory::Entry, report},
     error::Result,
+    store::fleets,
     telemetry,
 };
 
 /// Answers a hello.
 pub(super) async fn welcome(app: &App, entry: &Entry, turn: &Turn, hello: &Hello) -> Result<CloudFrame> {
+    // From here on it is in memory.
+    Box::pin(fleets::latest_root(app, entry.fleet_id)).await?;
     let timing = app.channels.timing();
     let seconds = |d: std::time::Duration| u32::try_from(d.as_secs()).unwrap_or(u32::MAX);
-    let etag = entry.etag();
+    let now = news(app, entry);
     tracing::debug!(device = %entry.device_id, epoch = turn.epoch, agent = %hello.agent_version.escape_debug(), "channel");
-    *turn.told() = etag;
+    *turn.told() = now;
     let tells = hello.features.iter().any(|f| f == FEATURE);
     let stored = if tells { Some(telemetry::events::up_to(app, entry.device_id).await?) } else { None };
     Ok(CloudFrame::Welcome(Welcome {
@@ -30,10 +33,16 @@ pub(super) async fn welcome(app: &App, entry: &Entry, turn: &Turn, hello: &Hello
         ping_s: seconds(timing.ping),
         lease_s: seconds(timing.lease()),
         reconnect_window_s: app.channels.window_s(),
-        etag,
+        etag: now.etag,
+        root: now.root,
         time: app::now(),
         stored,
     }))
+}
+
+/// What a device can look for now.
+fn news(app: &App, entry: &Entry) -> Told {
+    Told { etag: entry.etag(), root: app.roots.version(entry.fleet_id) }
 }
 
 /// A goodbye.
@@ -49,14 +58,17 @@ pub(super) fn over(app: &App, entry: &Entry, turn: Option<&Turn>, cuts: u32) -> 
     if turn.is_some_and(Turn::is_replaced) {
         return Some("replaced");
     }
+    if turn.is_some_and(|turn| turn.dead.load(Relaxed)) {
+        return Some("silent");
+    }
     app.stopping.is_cancelled().then_some("restarting")
 }
 
 /// The next thing to say; `None` when there is nothing.
 pub(super) async fn next(app: &App, entry: &Entry, turn: &Turn) -> Result<Option<CloudFrame>> {
-    let etag = entry.etag();
-    if std::mem::replace(&mut *turn.told(), etag) != etag {
-        return Ok(Some(CloudFrame::Hint { etag }));
+    let now = news(app, entry);
+    if std::mem::replace(&mut *turn.told(), now) != now {
+        return Ok(Some(CloudFrame::Hint { etag: now.etag, root: now.root }));
     }
     // Taken back first: what is asked from here on sets it again.
     if turn.work.swap(false, Relaxed) {

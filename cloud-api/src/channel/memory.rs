@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use copal_protocol::ids::{DeviceId, Sha256Hex};
@@ -41,6 +41,8 @@ pub(super) struct Timing {
     pub(super) write: Duration,
     /// The same of the last one; a revoked device is out within 5 s.
     pub(super) bye: Duration,
+    /// Until a device that is asked whether it is there was heard: longer than TCP takes to try three times more over a bad line.
+    pub(super) probe: Duration,
 }
 
 impl Timing {
@@ -49,6 +51,7 @@ impl Timing {
         ping: Duration::from_secs(180),
         write: Duration::from_secs(20),
         bye: Duration::from_secs(2),
+        probe: Duration::from_secs(7),
     };
 
     /// How long a device counts as connected after it was heard.
@@ -87,8 +90,14 @@ pub(super) struct Turn {
     pub(super) replaced: AtomicBool,
     /// There may be a command to send.
     pub(super) work: AtomicBool,
-    /// What the device was last told the state route would serve.
-    pub(super) told: Mutex<Option<Sha256Hex>>,
+    /// The device is to be asked whether it is there.
+    pub(super) ping: AtomicBool,
+    /// It was asked, and nothing was heard: the line is dead, whatever TCP says.
+    pub(super) dead: AtomicBool,
+    /// Rises whenever the device is heard.
+    sounds: AtomicU32,
+    /// What the device was last told.
+    pub(super) told: Mutex<Told>,
     /// Of an exchange: until when it counts as open, Unix seconds.
     until: AtomicU64,
     /// Of an exchange: its newest request; an older one that is held ends.
@@ -99,8 +108,17 @@ pub(super) struct Turn {
     pub(super) streams: Streams,
 }
 
+/// What a device can be told to look for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Told {
+    /// The state route would serve this.
+    pub(super) etag: Option<Sha256Hex>,
+    /// Version of the newest Root.
+    pub(super) root: Option<u64>,
+}
+
 impl Turn {
-    pub(super) fn told(&self) -> MutexGuard<'_, Option<Sha256Hex>> {
+    pub(super) fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -202,7 +220,10 @@ impl Memory {
             kind,
             replaced: AtomicBool::new(false),
             work: AtomicBool::new(true),
-            told: Mutex::new(None),
+            ping: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            sounds: AtomicU32::new(0),
+            told: Mutex::default(),
             until: AtomicU64::new(0),
             calls: AtomicU32::new(0),
             features,
@@ -224,6 +245,7 @@ impl Memory {
 
     /// A device was heard on its channel.
     pub(super) fn heard(&self, entry: &Entry, turn: &Turn) {
+        turn.sounds.fetch_add(1, Relaxed);
         if turn.is_replaced() {
             return;
         }
@@ -257,6 +279,39 @@ impl Memory {
         if let Some(entry) = app.devices.get(device) {
             entry.changed.notify_waiters();
         }
+    }
+
+    /// Whether a device is there: its channel of this epoch is asked, and cut off when nothing is heard. Where that one is gone
+    /// already, a newer one counts.
+    pub(crate) async fn lives(&self, app: &App, device: DeviceId, epoch: u64) -> bool {
+        const LOOK: Duration = Duration::from_millis(200);
+        let patience = self.timing().probe;
+        let asked = self.turn(device).filter(|turn| turn.epoch == epoch);
+        let before = asked.as_ref().map(|turn| turn.sounds.load(Relaxed));
+        let say = |what: &AtomicBool| {
+            what.store(true, Relaxed);
+            if let Some(entry) = app.devices.get(device) {
+                entry.changed.notify_waiters();
+            }
+        };
+        if let Some(turn) = &asked {
+            say(&turn.ping);
+        }
+        let until = Instant::now() + patience;
+        while Instant::now() < until {
+            tokio::time::sleep(LOOK.min(patience)).await;
+            let heard = asked.as_ref().map(|turn| turn.sounds.load(Relaxed)) != before;
+            if heard || self.turn(device).is_some_and(|turn| turn.epoch > epoch) {
+                return true;
+            }
+        }
+        if let Some(turn) = &asked {
+            if let Some(entry) = app.devices.get(device) {
+                entry.set_gone(app::now());
+            }
+            say(&turn.dead);
+        }
+        false
     }
 
     /// Waits until every channel said goodbye, not for long.

@@ -1,6 +1,10 @@
 //! One WebSocket, from its request to its end.
 
-use std::{pin::pin, sync::Arc, time::Instant};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
 
 use axum::{
     Extension,
@@ -169,6 +173,9 @@ impl Channel {
             changed.as_mut().enable();
             if let Some(code) = frames::over(&self.app, &self.entry, Some(turn), self.cuts) {
                 return Err(End::Bye(code));
+            }
+            if turn.ping.swap(false, Relaxed) {
+                self.send(Message::Ping(Bytes::new()), turn).await?;
             }
             if let Some(say) = turn.streams.next() {
                 let message = match say {

@@ -3,13 +3,16 @@
 
 use std::time::Duration;
 
+use copal_protocol::ids::DeviceId;
+
 use super::{
     rows::{self, CommandRow, Step},
-    state, tell,
+    state::{self, CommandState},
+    tell,
 };
 use crate::{
     app::{self, App},
-    error::Result,
+    error::{Problem, Result},
     store::Tx,
 };
 
@@ -37,15 +40,39 @@ pub(super) async fn sweep(app: &App) -> Result<()> {
     Ok(())
 }
 
-/// Ends a direct command that no channel took in time.
-pub(super) fn later(app: &App, id: String) {
+/// Ends a direct command that no channel took in time, and one that was sent over a line at whose other end nobody is.
+pub(super) fn later(app: &App, device: DeviceId, id: String) {
     let app = app.clone();
     tokio::spawn(async move {
         tokio::time::sleep(Duration::from_secs(state::DIRECT_S)).await;
-        if let Err(problem) = end_if_due(&app, &id).await {
+        let ended = async {
+            end_if_due(&app, &id).await?;
+            tokio::time::sleep(Duration::from_secs(state::ANSWER_S - state::DIRECT_S)).await;
+            end_if_dead(&app, device, &id).await
+        };
+        if let Err(problem) = ended.await {
             tracing::warn!(%problem, command = id, "ending a direct command; the next look does");
         }
     });
+}
+
+/// Whether it arrived is not known, even of a dead line: what is under way may still come through, so an answer still counts.
+async fn end_if_dead(app: &App, device: DeviceId, id: &str) -> Result<()> {
+    let unanswered = |row: &CommandRow| Ok::<_, Problem>(row.state()? == CommandState::Delivered);
+    let Some(row) = rows::one(app, &device.to_string(), id).await? else { return Ok(()) };
+    if !unanswered(&row)? || app.channels.lives(app, device, row.epoch()).await {
+        return Ok(());
+    }
+    let mut tx = app.db.write().await?;
+    let Some(row) = rows::of(&mut tx, id).await? else { return Ok(()) };
+    if !unanswered(&row)? {
+        return Ok(());
+    }
+    let message =
+        "It was sent over a line that turned out to be dead. Whether the device got it is not known.";
+    let step = Step { state: CommandState::Unknown, code: Some(state::NO_ANSWER), message, result: None };
+    rows::step(&mut tx, &row, &step, app::now()).await?;
+    finish(app, tx, id).await
 }
 
 async fn end_if_due(app: &App, id: &str) -> Result<()> {
@@ -55,13 +82,25 @@ async fn end_if_due(app: &App, id: &str) -> Result<()> {
     if row.ended_at.is_some() || row.due_at.unsigned_abs() > now {
         return Ok(());
     }
-    let Some(ended) = end(&mut tx, &row, now).await? else { return Ok(()) };
-    let fleet: String = sqlx::query_scalar("SELECT fleet_id FROM devices WHERE device_id = $1")
-        .bind(&row.device_id)
-        .fetch_one(&mut *tx)
-        .await?;
+    if end(&mut tx, &row, now).await?.is_none() {
+        return Ok(());
+    }
+    finish(app, tx, id).await
+}
+
+/// Commits, and tells of the command.
+async fn finish(app: &App, mut tx: Tx, id: &str) -> Result<()> {
+    let row = rows::of(&mut tx, id).await?;
+    let fleet: Option<String> = sqlx::query_scalar(
+        "SELECT fleet_id FROM devices WHERE device_id = (SELECT device_id FROM commands WHERE id = $1)",
+    )
+    .bind(id)
+    .fetch_optional(&mut *tx)
+    .await?;
     tx.commit().await?;
-    tell(app, &fleet, &ended);
+    if let (Some(row), Some(fleet)) = (row, fleet) {
+        tell(app, &fleet, &row);
+    }
     Ok(())
 }
 

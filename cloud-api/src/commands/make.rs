@@ -92,7 +92,7 @@ pub(crate) async fn make(
     if !away {
         app.channels.stir(app, device);
         if asked.delivery == Delivery::Direct {
-            end::later(app, new.id);
+            end::later(app, device, new.id);
         }
     }
     Ok(row)

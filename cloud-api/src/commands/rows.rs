@@ -2,7 +2,7 @@
 
 use copal_protocol::{documents::Delivery, ids::DeviceId};
 
-use super::state::CommandState;
+use super::state::{self, CommandState};
 use crate::{
     app::App,
     error::{Problem, Result},
@@ -39,9 +39,16 @@ pub(crate) struct CommandRow {
     pub(crate) running_at: Option<i64>,
     pub(crate) ended_at: Option<i64>,
     pub(crate) due_at: i64,
+    /// Of the channel it was last sent on.
+    epoch: Option<i64>,
 }
 
 impl CommandRow {
+    /// Of the channel it was last sent on; 0 before.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.unwrap_or(0).unsigned_abs()
+    }
+
     /// Where it stands.
     pub(crate) fn state(&self) -> Result<CommandState> {
         Ok(CommandState::from_word(&self.state)?)
@@ -150,7 +157,7 @@ pub(crate) async fn one(app: &App, device: &str, id: &str) -> Result<Option<Comm
 pub(crate) async fn list(app: &App, device: &str, before: i64, limit: i64) -> Result<Vec<CommandRow>> {
     Ok(sqlx::query_as(
         "SELECT number, id, device_id, verb, args, delivery, ttl_s, asked_by, why, NULL AS envelope, state, code, message,
-            NULL AS result, created_at, delivered_at, accepted_at, running_at, ended_at, due_at
+            NULL AS result, created_at, delivered_at, accepted_at, running_at, ended_at, due_at, epoch
          FROM commands WHERE device_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3",
     )
     .bind(device)
@@ -209,9 +216,10 @@ pub(super) struct Step<'a> {
 /// Writes a further state down.
 pub(super) async fn step(tx: &mut Tx, row: &CommandRow, step: &Step<'_>, now: u64) -> Result<()> {
     let at = |is: bool| is.then_some(now.cast_signed());
+    let due = state::due(step.state, row.delivery(), row.ttl_s(), row.created_at.unsigned_abs());
     sqlx::query(
         "UPDATE commands SET state = $2, code = $3, message = $4, result = $5,
-            accepted_at = COALESCE(accepted_at, $6), running_at = COALESCE(running_at, $7), ended_at = $8
+            accepted_at = COALESCE(accepted_at, $6), running_at = COALESCE(running_at, $7), ended_at = $8, due_at = $9
          WHERE number = $1",
     )
     .bind(row.number)
@@ -222,6 +230,7 @@ pub(super) async fn step(tx: &mut Tx, row: &CommandRow, step: &Step<'_>, now: u6
     .bind(at(step.state == CommandState::Accepted))
     .bind(at(step.state == CommandState::Running))
     .bind(at(step.state.is_final()))
+    .bind(due.cast_signed())
     .execute(&mut **tx)
     .await?;
     Ok(())

@@ -6,6 +6,11 @@ use utoipa::ToSchema;
 
 /// Seconds a `direct` command waits for the channel to take it.
 pub(crate) const DIRECT_S: u64 = 2;
+/// Seconds after which the line of a `direct` command that was sent and not answered is probed.
+pub(crate) const ANSWER_S: u64 = 3;
+/// Seconds past its time after which a `direct` command that was sent and never taken is given up: who gets it later does not
+/// begin it any more.
+pub(crate) const LATE_S: u64 = 30;
 /// Seconds past its time after which a command that was sent, and of which nothing more was heard, is given up.
 pub(crate) const SILENCE_S: u64 = 86_400;
 /// The code of a command that was given up.
@@ -116,6 +121,7 @@ pub(crate) fn due(state: CommandState, delivery: Delivery, ttl_s: u32, created_a
     match (state, delivery) {
         (CommandState::Queued, Delivery::Direct) => over.min(created_at + DIRECT_S),
         (CommandState::Queued, Delivery::Store) => over,
+        (CommandState::Delivered, Delivery::Direct) => over.saturating_add(LATE_S),
         _ => over.saturating_add(SILENCE_S),
     }
 }
@@ -193,11 +199,13 @@ mod tests {
 
     #[test]
     fn a_direct_command_waits_two_seconds_and_a_stored_one_its_time() {
-        use CommandState::{Delivered, Queued};
+        use CommandState::{Accepted, Delivered, Queued};
         assert_eq!(due(Queued, Delivery::Direct, 30, 100), 102);
         assert_eq!(due(Queued, Delivery::Direct, 1, 100), 101);
         assert_eq!(due(Queued, Delivery::Store, 30, 100), 130);
-        assert_eq!(due(Delivered, Delivery::Direct, 30, 100), 130 + SILENCE_S);
+        assert_eq!(due(Delivered, Delivery::Direct, 30, 100), 130 + LATE_S);
+        assert_eq!(due(Accepted, Delivery::Direct, 30, 100), 130 + SILENCE_S, "what was begun may take long");
+        assert_eq!(due(Delivered, Delivery::Store, 30, 100), 130 + SILENCE_S);
         for state in ALL {
             assert_eq!(ends(state, Delivery::Store).is_none(), state.is_final(), "{state:?}");
         }

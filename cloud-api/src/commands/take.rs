@@ -53,7 +53,12 @@ async fn take(app: &App, entry: &Entry, epoch: u64, id: &str) -> Result<Option<C
         return Ok(None);
     }
     let command = command(entry.device_id, &row, now)?;
-    let due = state::due(CommandState::Delivered, row.delivery(), row.ttl_s(), row.created_at.unsigned_abs());
+    // Sent again, it is no less far on than it was.
+    let stands = match row.state()? {
+        CommandState::Queued => CommandState::Delivered,
+        further => further,
+    };
+    let due = state::due(stands, row.delivery(), row.ttl_s(), row.created_at.unsigned_abs());
     rows::sent(&mut tx, &row, epoch, now, due).await?;
     tx.commit().await?;
     tell(app, &fleet, &row);

@@ -71,6 +71,8 @@ pub(crate) struct Entry {
     last_seen: AtomicU64,
     /// Unix seconds until which its channel counts as open; 0 where there is none.
     lease: AtomicU64,
+    /// When its line was last found dead, Unix seconds: that it was heard before says nothing any more.
+    gone: AtomicU64,
     /// How often all of its sessions were ended: what began under one of them ends, too.
     cuts: AtomicU32,
     flushed: AtomicU64,
@@ -103,6 +105,7 @@ impl Entry {
             changed: Notify::new(),
             last_seen: AtomicU64::new(seen),
             lease: AtomicU64::new(0),
+            gone: AtomicU64::new(0),
             cuts: AtomicU32::new(0),
             flushed: AtomicU64::new(seen),
             held: AtomicU32::new(0),
@@ -144,6 +147,11 @@ impl Entry {
         self.lease.store(until, Relaxed);
     }
 
+    /// Its line is dead: it is away until it is heard again.
+    pub(crate) fn set_gone(&self, now: u64) {
+        self.gone.store(now, Relaxed);
+    }
+
     /// Whether what began after so many cuts (see [`Memory::speaker`]) may go on.
     pub(crate) fn may_speak(&self, cuts: u32) -> Result<()> {
         refuse_unless_accepted(self.facts().state)?;
@@ -157,7 +165,8 @@ impl Entry {
     pub(crate) fn is_online(&self, now: u64) -> bool {
         let heard = self.held.load(Relaxed) > 0
             || now < self.lease.load(Relaxed)
-            || (self.last_seen() > 0 && now.saturating_sub(self.last_seen()) < ONLINE_S);
+            || (self.last_seen() > self.gone.load(Relaxed)
+                && now.saturating_sub(self.last_seen()) < ONLINE_S);
         heard && refuse_unless_accepted(self.facts().state).is_ok()
     }
 
@@ -306,12 +315,11 @@ impl Memory {
         }
     }
 
-    /// A fleet has a new Root. Assignments name it; held polls of devices that have none end, so that they look for it.
+    /// A fleet has a new Root. Most devices get an assignment that names it; held polls of those that have none end, so that
+    /// they look for it, and channels tell of it.
     pub(crate) fn stir(&self, fleet: FleetId) {
-        for entry in read(&self.devices).values() {
-            if entry.fleet_id == fleet && entry.facts().mark.is_none() {
-                entry.changed.notify_waiters();
-            }
+        for entry in read(&self.devices).values().filter(|entry| entry.fleet_id == fleet) {
+            entry.changed.notify_waiters();
         }
     }
 

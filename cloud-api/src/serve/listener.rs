@@ -17,6 +17,7 @@ use std::{
 use axum::{Router, body::Body, extract::ConnectInfo, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -31,6 +32,8 @@ use crate::tls::Terminator;
 const HEAD: Duration = Duration::from_secs(30);
 /// How long requests may still take once the server stops.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// What was sent and not acknowledged by then ends the connection: nobody is there any more, or nobody reads.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 /// Files the rest of the process needs: database, blobs, git, builds.
 const SPARE_FILES: u64 = 256;
 /// The most connections, whatever the system would allow.
@@ -212,6 +215,8 @@ async fn connection(
     stopping: CancellationToken,
 ) {
     let _ = tcp.set_nodelay(true);
+    let patience = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
+    let _ = setsockopt(&tcp, TcpUserTimeout, &patience);
     match terminator {
         None => http(tcp, peer, router, seat, admission, stopping).await,
         Some(terminator) => match terminator.accept(tcp).await {

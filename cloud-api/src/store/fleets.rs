@@ -165,6 +165,11 @@ impl Roots {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&fleet).cloned()
     }
 
+    /// The version of a fleet's newest root, where it was asked for before.
+    pub(crate) fn version(&self, fleet: FleetId) -> Option<u64> {
+        self.get(fleet).map(|root| root.version)
+    }
+
     /// Takes a newer root, after it was committed; an older one is passed over.
     pub fn put(&self, fleet: FleetId, root: Arc<Verified<Root>>) {
         let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);

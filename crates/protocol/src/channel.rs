@@ -68,6 +68,9 @@ pub enum CloudFrame {
         /// Its `ETag`; absent where nothing is assigned.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         etag: Option<Sha256Hex>,
+        /// Version of the newest Root; absent where there is none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        root: Option<u64>,
     },
     /// Do this.
     Cmd(Command),
@@ -90,7 +93,7 @@ pub enum CloudFrame {
     },
     /// The cloud ends the channel.
     Bye {
-        /// Why: `restarting`, `replaced`, `device_revoked`, `protocol`.
+        /// Why: `restarting`, `replaced`, `device_revoked`, `protocol`, `silent`.
         code: String,
         /// Come back within so many seconds, at a moment of your own choosing.
         retry_within_s: u32,
@@ -130,6 +133,9 @@ pub struct Welcome {
     /// What the state route would serve.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<Sha256Hex>,
+    /// Version of the newest Root; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<u64>,
     /// The cloud's clock, Unix seconds. Never raises the device's floor.
     pub time: u64,
     /// The cloud has the device's events up to this number. Only for a device that says `telemetry` in its hello.
@@ -463,7 +469,8 @@ mod tests {
             }),
             &json!({"t": "hello", "agent_version": "0.1.0", "boot_id": "b".repeat(32), "uptime_s": 7, "features": ["logs"]}),
         );
-        there_and_back(&CloudFrame::Hint { etag: None }, &json!({"t": "hint"}));
+        there_and_back(&CloudFrame::Hint { etag: None, root: None }, &json!({"t": "hint"}));
+        there_and_back(&CloudFrame::Hint { etag: None, root: Some(2) }, &json!({"t": "hint", "root": 2}));
         let what = Question::Probes { names: vec![] };
         let order = Order::Read(Read { what, ttl_s: 30, delivery: Delivery::Direct });
         there_and_back(

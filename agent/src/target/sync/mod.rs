@@ -1,7 +1,7 @@
 //! The loop that keeps the stored target equal to the cloud's newest.
 //!
 //! 1. Publish what is stored: containers run before the network does.
-//! 2. Walk the roots; ask for the state (a long poll, `If-None-Match`).
+//! 2. Walk the roots (now and then, and where the channel speaks of a newer one); ask for the state (a long poll, `If-None-Match`).
 //! 3. A new assignment: verify, keep its mark, fetch its releases, judge each app, keep what was accepted.
 //! 4. Ask for freshness; only then may anything new be installed.
 //! 5. Anything refused or unreachable: say so, wait, try again. What runs goes on.
@@ -114,6 +114,8 @@ pub struct Sync {
     /// When the cloud last vouched for which assignment.
     fresh: Option<(Sha256Hex, Instant)>,
     roots_walked: Option<Instant>,
+    /// The version the channel spoke of when the roots were walked last: each is looked for once, whoever said it.
+    root_sought: Option<u64>,
     /// The stored assignment waits for its time, Unix seconds.
     not_before: Option<u64>,
     polled: bool,
@@ -169,6 +171,7 @@ impl Sync {
             suspect: None,
             fresh: None,
             roots_walked: None,
+            root_sought: None,
             not_before: None,
             polled: false,
             said: Hush::default(),
@@ -339,8 +342,11 @@ impl Sync {
         self.session.token().await?;
         self.tell_identity();
         let cycle = Instant::now();
-        if self.roots_walked.is_none_or(|t| t.elapsed() >= self.pace.roots) {
+        let said = self.nudges.borrow().hinted_root;
+        let newer = said != self.root_sought && said > Some(self.store.root().version);
+        if newer || self.roots_walked.is_none_or(|t| t.elapsed() >= self.pace.roots) {
             self.walk_roots().await?;
+            self.root_sought = said;
         }
         let began = Instant::now();
         let wait = self.wait_s();

@@ -99,6 +99,52 @@ async fn a_direct_command_that_nobody_fetches_is_unreachable_after_two_seconds()
 }
 
 #[tokio::test]
+async fn a_direct_command_over_a_dead_line_is_unknown_soon_and_the_channel_is_cut() {
+    let world = World::new().await;
+    world.timing(|t| t.probe = Duration::from_millis(500));
+    let device = world.fleet.device(1).await;
+    // Nothing is read of this line from here on, as if nobody were there.
+    let (mut line, _) = world.open(&device).await;
+    let made = world.ask(&device, restart("direct")).await;
+    let ended = world.until(&device, &made, "unknown").await;
+    assert_eq!((&ended["code"], &ended["ended"]), (&json!("no_answer"), &json!(true)));
+    world.until_closed(&device).await;
+    assert_eq!(world.fleet.shown(&device).await["online"], false);
+    // It was alive after all: what it did counts, and it is not told again.
+    let command = line.command().await;
+    let (mut line, _) = world.open(&device).await;
+    line.silence().await;
+    line.ack(&command, AckState::Done).await;
+    world.until(&device, &made, "done").await;
+}
+
+#[tokio::test]
+async fn a_direct_command_that_takes_its_time_is_waited_for_while_the_line_lives() {
+    let world = World::new().await;
+    world.timing(|t| t.probe = Duration::from_millis(500));
+    let device = world.fleet.device(1).await;
+    let (mut line, _) = world.open(&device).await;
+    let made = world.ask(&device, restart("direct")).await;
+    let command = line.command().await;
+    // A probe is answered by whoever reads, and nothing else is said.
+    let reading = async {
+        loop {
+            match line.0.next().await.unwrap().unwrap() {
+                Message::Ping(_) => return,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    within(reading).await;
+    line.silence().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.shown(&device, &made).await["state"], "delivered");
+    assert!(world.is_open(&device));
+    line.ack(&command, AckState::Done).await;
+    world.until(&device, &made, "done").await;
+}
+
+#[tokio::test]
 async fn a_stored_command_waits_for_its_device_and_is_sent_again_until_it_ended() {
     let world = World::new().await;
     let device = world.fleet.device(1).await;

@@ -36,7 +36,7 @@ async fn what_passes_a_websocket_passes_an_exchange() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         world.fleet.release(false).await;
     });
-    let [CloudFrame::Hint { etag: Some(_) }] = held.unwrap()[..] else { panic!("no hint") };
+    let [CloudFrame::Hint { etag: Some(_), .. }] = held.unwrap()[..] else { panic!("no hint") };
     let (held, made) = tokio::join!(exchange(&world, &device, 60, vec![]), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         world.ask(&device, json!({"verb": "reboot"})).await
@@ -54,6 +54,7 @@ async fn what_passes_a_websocket_passes_an_exchange() {
 async fn a_held_exchange_ends_with_a_revocation_a_newer_one_or_a_channel() {
     let world = World::new().await;
     let device = world.fleet.device(1).await;
+    exchange(&world, &device, 0, vec![DeviceFrame::Hello(hello())]).await.unwrap();
     let (one, two) = tokio::join!(exchange(&world, &device, 60, vec![]), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         exchange(&world, &device, 0, vec![]).await
@@ -74,6 +75,7 @@ async fn a_held_exchange_ends_with_a_revocation_a_newer_one_or_a_channel() {
     drop(line);
     world.until_closed(&device).await;
 
+    exchange(&world, &device, 0, vec![DeviceFrame::Hello(hello())]).await.unwrap();
     let path = format!("/api/v1/devices/{}/revoke", device.id);
     let fleet = &world.fleet;
     let (held, _) = tokio::join!(exchange(&world, &device, 60, vec![]), async {
@@ -83,6 +85,7 @@ async fn a_held_exchange_ends_with_a_revocation_a_newer_one_or_a_channel() {
     assert_eq!(held.unwrap_err(), (StatusCode::FORBIDDEN, "device_revoked".to_owned()));
 
     let other = world.fleet.device(2).await;
+    exchange(&world, &other, 0, vec![DeviceFrame::Hello(hello())]).await.unwrap();
     let (held, ()) = tokio::join!(exchange(&world, &other, 60, vec![]), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         world.fleet.cloud.app.stopping.cancel();

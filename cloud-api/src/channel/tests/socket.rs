@@ -12,12 +12,24 @@ async fn a_hello_is_welcomed_and_a_deploy_is_hinted_at_once() {
     assert_eq!(welcome.lease_s, welcome.ping_s * 5 / 2);
     assert!(welcome.time.abs_diff(app::now()) < 60 && welcome.reconnect_window_s > 0);
     world.fleet.release(false).await;
-    let CloudFrame::Hint { etag: Some(etag) } = line.next().await else { panic!("no hint") };
+    let CloudFrame::Hint { etag: Some(etag), .. } = line.next().await else { panic!("no hint") };
     let state = device.get(&world.fleet, "/device/v1/state", None).await;
     assert_eq!(state.headers[header::ETAG], format!("\"{etag}\"").as_str());
     line.silence().await;
     let (_second, welcome) = world.open(&device).await;
     assert_eq!(welcome.etag, Some(etag), "a welcome says it, too");
+}
+
+#[tokio::test]
+async fn a_new_root_is_told_at_once_though_nothing_is_assigned() {
+    let mut world = World::new().await;
+    let device = world.fleet.device(1).await;
+    let (mut line, welcome) = world.open(&device).await;
+    assert_eq!(welcome.root, Some(world.fleet.root.version));
+    world.fleet.new_root(|_| {}).await;
+    let CloudFrame::Hint { etag, root } = line.next().await else { panic!("no hint") };
+    assert_eq!((etag, root), (None, Some(world.fleet.root.version)));
+    line.silence().await;
 }
 
 #[tokio::test]
