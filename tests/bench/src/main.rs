@@ -17,7 +17,7 @@ use std::{future::Future, process::ExitCode};
 
 use copal_e2e::{binary, engine};
 
-const WORDS: [&str; 7] = ["size", "plan", "poll", "idle", "mend", "update", "fleet"];
+const WORDS: [&str; 8] = ["size", "plan", "poll", "idle", "mend", "update", "fleet", "fleet10k"];
 
 /// A row of the table.
 pub(crate) struct Row {
@@ -111,6 +111,11 @@ async fn measure(what: &str, rows: impl Future<Output = Vec<Row>> + Send + 'stat
     }
 }
 
+/// Another size of the smaller fleet, to try the measurement itself.
+fn devices() -> Option<usize> {
+    std::env::var("COPAL_BENCH_DEVICES").ok()?.parse().ok()
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     if let Some(word) = std::env::args().skip(1).find(|word| !WORDS.contains(&word.as_str())) {
@@ -126,6 +131,7 @@ async fn main() -> ExitCode {
     all &= measure("idle", idle::rows()).await;
     all &= measure("mend", mend::rows()).await;
     all &= measure("update", update::rows()).await;
-    all &= measure("fleet", fleet::rows()).await;
+    all &= measure("fleet", fleet::rows(devices().unwrap_or(2_000))).await;
+    all &= measure("fleet10k", fleet::rows(10_000)).await;
     if all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

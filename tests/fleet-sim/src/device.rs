@@ -24,6 +24,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
     Shared,
+    http::Refused,
     link::{Channel, NoChannel},
 };
 
@@ -92,7 +93,10 @@ impl Device {
             tokio::time::sleep(window.mul_f64(random())).await;
             let opened = match self.token(shared).await {
                 Ok(token) => shared.link.open(shared, self.number, &token).await,
-                Err(error) => Err(NoChannel::Failed(error)),
+                Err(error) => Err(match error.downcast_ref::<Refused>().and_then(|refused| refused.later) {
+                    Some(later) => NoChannel::Later(later),
+                    None => NoChannel::Failed(error),
+                }),
             };
             match opened {
                 Ok(channel) => {
@@ -110,7 +114,10 @@ impl Device {
                             self.mind().token_until = Instant::now();
                             window = Duration::ZERO;
                         }
-                        NoChannel::Later => _ = shared.seen.refused.fetch_add(1, Relaxed),
+                        NoChannel::Later(later) => {
+                            shared.seen.refused.fetch_add(1, Relaxed);
+                            tokio::time::sleep(later).await;
+                        }
                         NoChannel::Failed(error) => shared.seen.failed(&error),
                     }
                 }
@@ -152,7 +159,7 @@ impl Device {
                     ping = Duration::from_secs(welcome.ping_s.max(1).into());
                     self.hinted(shared, welcome.etag).await;
                 }
-                CloudFrame::Hint { etag } => self.hinted(shared, etag).await,
+                CloudFrame::Hint { etag, .. } => self.hinted(shared, etag).await,
                 CloudFrame::Cmd(Command { id, .. }) => {
                     let ack = Ack {
                         id,
@@ -178,19 +185,23 @@ impl Device {
         if etag.is_none() || etag == self.mind().mark.sha256 {
             return;
         }
-        shared.seen.hinted();
-        if let Err(error) = self.follow(shared).await {
-            shared.seen.failed(&error);
+        let hinted = Instant::now();
+        shared.seen.hinted(hinted);
+        match self.follow(shared).await {
+            Ok(Some(verified)) => shared.seen.verified(verified - hinted),
+            Ok(None) => {}
+            Err(error) => shared.seen.failed(&error),
         }
     }
 
-    async fn follow(&self, shared: &Arc<Shared>) -> anyhow::Result<()> {
+    /// When the new assignment was verified; `None` where there was none.
+    async fn follow(&self, shared: &Arc<Shared>) -> anyhow::Result<Option<Instant>> {
         let token = self.token(shared).await?;
         let (held, mark) = {
             let mind = self.mind();
             (mind.mark.sha256, mind.mark)
         };
-        let Some(bytes) = shared.http.state(&token, held).await? else { return Ok(()) };
+        let Some(bytes) = shared.http.state(&token, held).await? else { return Ok(None) };
         let identity = DeviceIdentity {
             fleet_id: shared.file.fleet_id,
             device_id: self.id,
@@ -198,6 +209,7 @@ impl Device {
         };
         let envelope = Envelope::parse::<Assignment>(&bytes)?;
         let assignment = verify::assignment(&shared.root, &identity, &mark, &envelope)?;
+        let verified = Instant::now();
         let report = {
             let mut mind = self.mind();
             mind.mark = AssignmentMark::of(&assignment);
@@ -210,7 +222,7 @@ impl Device {
         if shared.http.report(&token, signed.to_bytes()).await? {
             shared.seen.reports.fetch_add(1, Relaxed);
         }
-        Ok(())
+        Ok(Some(verified))
     }
 
     fn report(&self, shared: &Shared, mind: &Mind) -> Report {

@@ -6,6 +6,28 @@ use anyhow::{Context as _, bail};
 use copal_protocol::{config::DeviceFile, ids::Sha256Hex};
 use serde::{Serialize, de::DeserializeOwned};
 
+/// The cloud said no.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    what: String,
+    /// It is busy, and said when to come again.
+    pub(crate) later: Option<Duration>,
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// When to come again, of an answer that says that the cloud is busy.
+pub(crate) fn later(status: u16, headers: &http::HeaderMap) -> Option<Duration> {
+    let said = || headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.parse().ok();
+    matches!(status, 429 | 503).then(|| Duration::from_secs(said().unwrap_or(5)))
+}
+
 /// See the module.
 pub(crate) struct Http {
     client: reqwest::Client,
@@ -34,9 +56,11 @@ impl Http {
         let request = self.client.post(format!("{}{route}", self.base)).json(body);
         let answer = request.send().await.with_context(|| format!("POST {route}"))?;
         let status = answer.status();
+        let later = later(status.as_u16(), answer.headers());
         let bytes = answer.bytes().await?;
         if !status.is_success() {
-            bail!("POST {route}: {status}: {}", String::from_utf8_lossy(&bytes));
+            let what = format!("POST {route}: {status}: {}", String::from_utf8_lossy(&bytes));
+            return Err(Refused { what, later }.into());
         }
         Ok(serde_json::from_slice(&bytes)?)
     }

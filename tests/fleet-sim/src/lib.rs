@@ -69,6 +69,7 @@ pub struct Seen {
 struct Moments {
     hinted: Vec<Instant>,
     applied: Vec<Instant>,
+    lags: Vec<Duration>,
 }
 
 impl std::fmt::Debug for Moments {
@@ -92,9 +93,13 @@ impl Seen {
         self.why.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn hinted(&self) {
+    pub(crate) fn hinted(&self, at: Instant) {
         self.hints.fetch_add(1, Relaxed);
-        self.moments().hinted.push(Instant::now());
+        self.moments().hinted.push(at);
+    }
+
+    pub(crate) fn verified(&self, lag: Duration) {
+        self.moments().lags.push(lag);
     }
 
     pub(crate) fn applied(&self) {
@@ -116,6 +121,13 @@ impl Seen {
     /// Forgets the moments so far.
     pub fn forget_moments(&self) {
         *self.moments() = Moments::default();
+    }
+
+    /// How long after its hint each assignment was fetched and verified, ascending.
+    pub fn lags(&self) -> Vec<Duration> {
+        let mut lags = self.moments().lags.clone();
+        lags.sort();
+        lags
     }
 
     /// When each hint came and when each assignment ran, since `start`, ascending.

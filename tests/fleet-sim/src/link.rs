@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -18,7 +19,7 @@ use tokio_tungstenite::{
     tungstenite::{self, client::IntoClientRequest as _, protocol::WebSocketConfig},
 };
 
-use crate::{Shared, counted::Counted};
+use crate::{Shared, counted::Counted, http::later};
 
 /// Either kind of socket.
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -37,8 +38,8 @@ pub(crate) struct Link {
 
 /// Why there is no channel.
 pub(crate) enum NoChannel {
-    /// The cloud is full at the moment.
-    Later,
+    /// The cloud is full at the moment; come again after this.
+    Later(Duration),
     /// The token is none any more: a cloud that was started again knows no sessions.
     LogIn,
     /// Anything else.
@@ -86,10 +87,14 @@ impl Link {
             .max_message_size(Some(channel::MAX_MESSAGE));
         match client_async_with_config(request, wire, Some(config)).await {
             Ok((channel, _)) => Ok(channel),
-            Err(tungstenite::Error::Http(answer)) if matches!(answer.status().as_u16(), 429 | 503) => {
-                Err(NoChannel::Later)
+            Err(tungstenite::Error::Http(answer)) => {
+                let status = answer.status().as_u16();
+                Err(match later(status, answer.headers()) {
+                    Some(later) => NoChannel::Later(later),
+                    None if status == 401 => NoChannel::LogIn,
+                    None => NoChannel::Failed(tungstenite::Error::Http(answer).into()),
+                })
             }
-            Err(tungstenite::Error::Http(answer)) if answer.status().as_u16() == 401 => Err(NoChannel::LogIn),
             Err(error) => Err(NoChannel::Failed(error.into())),
         }
     }
