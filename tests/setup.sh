@@ -3,7 +3,7 @@
 #
 #   tests/setup.sh [engine] [lint] [yocto] [browser] [bench] [osbench] [arm64] [os] [osengine]     (no word: engine)
 #
-#   engine   git, docker.io, iptables, iproute2, busybox-static, skopeo, docker-registry; starts dockerd if no engine answers
+#   engine   git, docker.io, iptables, iproute2, socat, util-linux, busybox-static, skopeo, docker-registry; starts dockerd if no engine answers
 #   lint     shellcheck, cargo-deny
 #   yocto    python3-venv, systemd, e2fsprogs, dosfstools, fdisk, shellcheck; BitBake's parser, oelint-adv and kas in target/yocto-venv
 #   browser  chromium, node, npm
@@ -59,7 +59,11 @@ engine_answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1
 engine() {
     has git || install_packages git
     has curl || install_packages curl ca-certificates
-    install_packages busybox-static skopeo iproute2
+    install_packages busybox-static skopeo iproute2 socat util-linux
+    # Tests of bad lines lay wires between network namespaces.
+    [ -c /dev/net/tun ] || as_root sh -c 'mkdir -p /dev/net && mknod /dev/net/tun c 10 200' ||
+        die "there is no /dev/net/tun, which tests of bad lines need" \
+            "load the kernel's module tun, or give the container --device /dev/net/tun"
     if ! has docker-registry; then
         install_packages docker-registry
         # Tests start one of their own; the service that comes with the package is not wanted.

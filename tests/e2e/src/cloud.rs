@@ -20,20 +20,29 @@ pub struct Cloud {
     /// What devices and the CLI pin; only with a private CA.
     pub pin: Option<String>,
     http: reqwest::Client,
+    /// Whether it listens on all addresses, not on loopback alone.
+    wide: bool,
+    /// How many files it may open.
+    files: Option<u64>,
 }
 
 impl Cloud {
     /// Plain HTTP, on loopback.
     pub async fn start() -> Self {
-        Self::start_as(&[]).await
+        Self::start_as(&[], false).await
     }
 
     /// Under a private CA of its own, with a certificate for 127.0.0.1 and these other names.
     pub async fn start_private_ca(names: &[&str]) -> Self {
-        Self::start_as(&[&["127.0.0.1"], names].concat()).await
+        Self::start_as(&[&["127.0.0.1"], names].concat(), false).await
     }
 
-    async fn start_as(names: &[&str]) -> Self {
+    /// The same, on all of this machine's addresses; people go by loopback.
+    pub async fn start_reachable(names: &[&str]) -> Self {
+        Self::start_as(&[&["127.0.0.1"], names].concat(), true).await
+    }
+
+    async fn start_as(names: &[&str], wide: bool) -> Self {
         let dir = TempDir::new().unwrap();
         let mut http = crate::http();
         let mut pin = None;
@@ -50,13 +59,23 @@ impl Cloud {
         let token =
             run(&["token", "create", "--data", path(dir.path()), "--email", ADMIN, "--name", "tests"], "")
                 .await;
-        let mut cloud =
-            Self { dir, child: None, url: String::new(), token: token.trim().to_owned(), pin, http };
-        cloud.spawn("127.0.0.1:0").await;
+        let token = token.trim().to_owned();
+        let mut cloud = Self { dir, child: None, url: String::new(), token, pin, http, wide, files: None };
+        cloud.spawn(0).await;
         cloud
     }
 
-    async fn spawn(&mut self, listen: &str) {
+    async fn spawn(&mut self, mut port: u16) {
+        let scheme = if self.pin.is_some() { "https" } else { "http" };
+        let mut listen = vec!["--listen".to_owned(), format!("127.0.0.1:{port}")];
+        if self.wide {
+            // It has to be told an address that people can call, and so the port.
+            if port == 0 {
+                port = std::net::TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+            }
+            listen[1] = format!("[::]:{port}");
+            listen.extend(["--url".to_owned(), format!("{scheme}://127.0.0.1:{port}")]);
+        }
         let file = self.dir.path().join("run/listen");
         let _ = std::fs::remove_file(&file);
         let log = std::fs::OpenOptions::new()
@@ -64,9 +83,17 @@ impl Cloud {
             .append(true)
             .open(self.dir.path().join("cloud.log"))
             .unwrap();
-        let scheme = if self.pin.is_some() { "https" } else { "http" };
-        let child = Command::new(binary("copal-cloud"))
-            .args(["serve", "--data", path(self.dir.path()), "--listen", listen])
+        let mut command = match self.files {
+            None => Command::new(binary("copal-cloud")),
+            Some(files) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={files}:{files}")).arg(binary("copal-cloud"));
+                command
+            }
+        };
+        let child = command
+            .args(["serve", "--data", path(self.dir.path())])
+            .args(&listen)
             .args(self.pin.iter().map(|_| "--tls-private-ca"))
             .env("RUST_LOG", "info")
             .stdin(Stdio::null())
@@ -84,7 +111,8 @@ impl Cloud {
                 .ok_or_else(|| std::fs::read_to_string(&log).unwrap_or_default())
         })
         .await;
-        self.url = format!("{scheme}://{}", address.trim());
+        let port = address.trim().rsplit_once(':').unwrap().1;
+        self.url = format!("{scheme}://127.0.0.1:{port}");
     }
 
     /// Ends it as a power cut would.
@@ -97,8 +125,13 @@ impl Cloud {
     /// Starts it again on the same port.
     pub async fn restart(&mut self) {
         self.kill().await;
-        let listen = self.address().to_owned();
-        self.spawn(&listen).await;
+        self.spawn(self.port()).await;
+    }
+
+    /// The same, where it may open so many files; as many as the system lets it where none is said.
+    pub async fn restart_with_files(&mut self, files: Option<u64>) {
+        self.files = files;
+        self.restart().await;
     }
 
     /// Writes a back-up while it runs.
@@ -117,6 +150,11 @@ impl Cloud {
     /// Host and port it listens on.
     pub fn address(&self) -> &str {
         self.url.split_once("://").unwrap().1
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.address().rsplit_once(':').unwrap().1.parse().unwrap()
     }
 
     pub fn pid(&self) -> u32 {

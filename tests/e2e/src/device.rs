@@ -13,6 +13,7 @@ use crate::{
     cloud::path,
     engine::{self, OwnEngine},
     unique,
+    wire::Wire,
 };
 
 /// An agent. Killed when dropped; its containers, networks and volumes go with it.
@@ -45,6 +46,26 @@ impl Device {
         device.docker_host = Some(engine.host());
         device.netns = Some(engine.netns.clone());
         device
+    }
+
+    /// The same, at the far end of a wire. The engine is this machine's, which knows nothing of the wire: images cannot be pulled.
+    pub fn behind(wire: &Wire) -> Self {
+        let mut device = Self::new();
+        device.netns = Some(wire.netns.clone());
+        device
+    }
+
+    /// Another variable of its agent's environment.
+    #[must_use]
+    pub fn with_env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// What its agent says of itself; null before it has said anything.
+    pub async fn status(&self) -> serde_json::Value {
+        let output = self.command("status").arg("--json").output().await.unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
     pub fn config_file(&self) -> PathBuf {

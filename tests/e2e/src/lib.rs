@@ -9,9 +9,11 @@
 pub mod cloud;
 pub mod device;
 pub mod engine;
+pub mod gate;
 pub mod owner;
 pub mod proxy;
 pub mod repo;
+pub mod wire;
 pub mod world;
 
 use std::{

@@ -28,15 +28,19 @@ impl World {
 
     /// The same, with more words for `copal fleet create`.
     pub async fn with_fleet(devices: usize, more: &[&str]) -> Self {
-        let cloud = Cloud::start().await;
-        let owner = Owner::sign_in(&cloud).await;
-        owner.fleet("porch", more).await;
-        let repo = Repo::new(&cloud, "porch");
-        let mut world = Self { devices: Vec::new(), repo, owner, cloud, fleet: "porch".to_owned() };
+        let mut world = Self::on(Cloud::start().await, more).await;
         for _ in 0..devices {
             world.join(None).await;
         }
         world
+    }
+
+    /// The same on this cloud, without devices.
+    pub async fn on(cloud: Cloud, more: &[&str]) -> Self {
+        let owner = Owner::sign_in(&cloud).await;
+        owner.fleet("porch", more).await;
+        let repo = Repo::new(&cloud, "porch");
+        Self { devices: Vec::new(), repo, owner, cloud, fleet: "porch".to_owned() }
     }
 
     /// Adds a device; its agent goes through `proxy` where one is given. Gives its index.
@@ -45,17 +49,52 @@ impl World {
     }
 
     /// Adds this device.
-    pub async fn join_as(&mut self, mut device: Device, proxy: Option<&Proxy>) -> usize {
+    pub async fn join_as(&mut self, device: Device, proxy: Option<&Proxy>) -> usize {
+        self.join_at(device, proxy.map(|proxy| proxy.url.as_str())).await
+    }
+
+    /// Adds this device, which goes to another address than the cloud's where one is given.
+    pub async fn join_at(&mut self, mut device: Device, url: Option<&str>) -> usize {
         let file = device.config_file();
         self.owner.device_config(&self.fleet, &file, &device.prefix).await;
-        if let Some(proxy) = proxy {
+        if let Some(url) = url {
             let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-            config["cloud_url"] = Value::String(proxy.url.clone());
+            config["cloud_url"] = Value::String(url.to_owned());
             std::fs::write(&file, config.to_string()).unwrap();
         }
         device.start();
         self.devices.push(device);
         self.devices.len() - 1
+    }
+
+    /// A fleet of pretended devices.
+    pub async fn simulate(&self, devices: usize) -> copal_fleet_sim::Fleet {
+        let (file, uses) = (self.owner.home.path().join("sim.json"), devices.to_string());
+        let words = ["device", "config", &self.fleet, "--uses", &uses, "--out", file.to_str().unwrap()];
+        self.owner.ok(&words).await;
+        let file = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        copal_fleet_sim::Fleet::enrol(file, devices).await.unwrap()
+    }
+
+    /// Waits until a device is seen as online, or as not.
+    pub async fn until_online(&self, index: usize, online: bool) {
+        let what = if online { "the device is online" } else { "the device is away" };
+        eventually(what, 150, || async {
+            let device = self.device(index).await.ok_or("not enrolled")?;
+            if device["online"] == online { Ok(()) } else { Err(device.to_string()) }
+        })
+        .await;
+    }
+
+    /// Waits until a command (as the API gives it) ended; gives it.
+    pub async fn ended(&self, command: &Value) -> Value {
+        let of = |field: &str| command[field].as_str().unwrap_or_default().to_owned();
+        let route = format!("/fleets/{}/devices/{}/commands/{}", self.fleet, of("device_id"), of("id"));
+        eventually("the command ended", 120, || async {
+            let now = self.cloud.get(&route).await;
+            if now["ended"] == true { Ok(now) } else { Err(now.to_string()) }
+        })
+        .await
     }
 
     /// The cloud's view of a device, by the name it gave itself.
