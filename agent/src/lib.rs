@@ -12,7 +12,8 @@
 //! Beside them: [`settings`] (`copal.json`, flags), [`state`] (durable, checksummed files), [`clock`], [`identity`]
 //! (keys, enrolment, login), [`cloud`] (bounded HTTP with pins), [`channel`] (the
 //! WebSocket that brings hints and commands), [`spool`] (what happened, until the cloud has it), [`metrics`], [`orders`]
-//! (what people tell this device to do, once), [`terminal`] (a person's shell).
+//! (what people tell this device to do, once), [`terminal`] (a person's shell), [`logs`] (what
+//! services say, kept on disk).
 #![forbid(unsafe_code)]
 
 pub mod apply;
@@ -24,6 +25,7 @@ pub mod diagnostics;
 pub mod engine;
 pub mod identity;
 pub mod images;
+pub mod logs;
 pub mod metrics;
 pub mod observe;
 pub mod orders;

@@ -69,6 +69,12 @@ pub struct Places {
     /// Seconds between summaries of metrics.
     #[arg(long, env = "COPAL_METRICS_EVERY_S", default_value_t = 3600, global = true, hide = true, value_parser = clap::value_parser!(u64).range(2..=86_400))]
     pub metrics_every_s: u64,
+    /// Bytes of each service's log that are kept on this device.
+    #[arg(long, env = "COPAL_LOG_BYTES_SERVICE", default_value_t = 4 << 20, global = true, value_parser = clap::value_parser!(u64).range(64 << 10..))]
+    pub log_bytes_service: u64,
+    /// Bytes of all services' logs together.
+    #[arg(long, env = "COPAL_LOG_BYTES", default_value_t = 32 << 20, global = true, value_parser = clap::value_parser!(u64).range(64 << 10..))]
+    pub log_bytes: u64,
     /// The command that restarts the device, words parted by spaces; by default what the image says.
     #[arg(long, env = "COPAL_REBOOT_COMMAND", default_value = "", global = true, hide = true)]
     pub reboot_command: String,

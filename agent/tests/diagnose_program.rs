@@ -68,6 +68,8 @@ impl Scene {
             max_bytes_month: None,
             spool_bytes: 4 << 20,
             metrics_every_s: 3600,
+            log_bytes_service: 4 << 20,
+            log_bytes: 32 << 20,
             reboot_command: "false".to_owned(),
         }
     }

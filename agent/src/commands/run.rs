@@ -6,6 +6,7 @@
 //! | `supervisor` | targets, engine events | its status |
 //! | `channel` | frames of the cloud, acks | hints, commands |
 //! | `orders` | commands of the channel | asks of the supervisor, nudges, acks |
+//! | `logs` | what containers say | rings on disk, streams |
 //! | `os` | targets, services, condition | the operating system's status; restarts |
 //! | `selfupdate::Updater` | targets, the others' states | its status; another binary in this process's place |
 //! | `report::Reporter` | status of all, condition | signed reports, `status.json` |
@@ -30,7 +31,7 @@ use crate::{
     diagnostics::{self, Link, Tree},
     engine::Engine,
     images::Pulls,
-    metrics,
+    logs, metrics,
     orders::{self, Acks, RealHands, pause::Pause},
     os::{
         self, OsStatus,
@@ -89,6 +90,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let checks = Arc::new(checks.telling(notes.clone()));
     let hands =
         RealHands::new(asking, pause.clone(), nudges.clone(), rooms.reboot_command(places), checks.clone());
+    let (log_streams, collect_logs) = service_logs(&rooms, places, engine.clone());
     let terminals = Arc::new(Terminals::new(terminal::Deps {
         doors: Box::new(terminal::doors::OwnDoors {
             engine: engine.clone(),
@@ -119,7 +121,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let kinds = channel::streams::Kinds {
         metrics: Some(Arc::new(metrics::Live(measuring.clone()))),
         terminal: Some(terminals.clone()),
-        ..channel::streams::Kinds::default()
+        logs: Some(Arc::new(log_streams)),
     };
     let channel = channel::run(channel::Deps {
         session: rooms.session.clone(),
@@ -199,6 +201,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         () = Box::pin(orders) => false,
         () = spool::run(notes.clone(), outbox.clone()) => false,
         () = Box::pin(metrics::run(measuring, notes.clone(), outbox.clone())) => false,
+        () = Box::pin(collect_logs) => false,
         () = pause.run() => false,
         () = Box::pin(update_os) => false,
         () = Box::pin(diagnostics::door::serve(checks)) => false,
@@ -219,6 +222,33 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     }
     notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())
+}
+
+/// Service logs: their streams, and what collects them.
+fn service_logs(
+    rooms: &Rooms,
+    places: &Places,
+    engine: Engine,
+) -> (logs::Logs, impl Future<Output = ()> + use<>) {
+    let dir = places.state_dir.join("logs");
+    let (written, read) = watch::channel(0);
+    let store = rooms.store.clone();
+    let secrets = move || {
+        let apps = store.resolved().apps;
+        let opened = apps.values().flat_map(|app| app.secrets.values()).flat_map(|vars| vars.values());
+        opened.map(|secret| String::from_utf8_lossy(&secret.0).into_owned()).collect()
+    };
+    let deps = logs::Deps {
+        engine,
+        instance: rooms.session.identity(crate::identity::Identity::instance),
+        dir: dir.clone(),
+        limits: logs::Limits::of(places.log_bytes_service, places.log_bytes),
+        state: rooms.state.clone(),
+        boot_id: clock::boot_id(),
+        secrets: Box::new(secrets),
+        written,
+    };
+    (logs::Logs { dir, written: read }, logs::run(deps))
 }
 
 /// The operating system's updater, where the image has two slots.

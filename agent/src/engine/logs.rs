@@ -6,6 +6,7 @@ use bollard::query_parameters::LogsOptionsBuilder;
 use futures_util::StreamExt;
 
 use super::Engine;
+use crate::diagnostics::redact::{Redactor, is_secret};
 
 /// The most lines that are told.
 pub const MAX_LINES: usize = 50;
@@ -33,7 +34,11 @@ impl Engine {
         };
         // What came in time is told.
         let _ = tokio::time::timeout(LIMIT, read).await;
-        lines(&bytes)
+        // They leave the device with the report.
+        let env = self.env(id).await.unwrap_or_default();
+        let secret = env.iter().filter_map(|pair| pair.split_once('=')).filter(|(name, _)| is_secret(name));
+        let redactor = Redactor::new(secret.map(|(_, value)| value.to_owned()));
+        lines(redactor.text(&String::from_utf8_lossy(&bytes)).as_bytes())
     }
 }
 

@@ -13,6 +13,7 @@ mod error;
 mod exec;
 #[cfg(test)]
 pub(crate) mod fake;
+mod follow;
 mod image;
 mod logs;
 mod look;
@@ -31,6 +32,7 @@ pub use api::{
 };
 pub use error::EngineError;
 pub use exec::{ExecRequest, ExecState};
+pub use follow::{Follow, Ours, Part, Since};
 pub use image::{ImageId, ImageIdentity, PullProgress};
 pub use logs::lines as log_lines;
 pub use look::{EngineInfo, Inspection, Whose};

@@ -24,6 +24,7 @@
 //! | [`asciicast`] | recordings of terminals |
 //! | [`flow`] | credit of the channel's streams |
 //! | [`telemetry`] | events, metrics and facts of a device |
+//! | [`logs`] | lines of service logs |
 //! | [`diagnosis`] | results of a device's health checks, and their text |
 //! | [`audit`] | the hash chain of the audit log |
 //! | [`config`] | `copal.json`, what a device is given before its first start |
@@ -46,6 +47,7 @@ pub mod flow;
 pub mod ids;
 pub mod json;
 pub mod keys;
+pub mod logs;
 pub mod policy;
 pub mod seal;
 pub mod spec;
