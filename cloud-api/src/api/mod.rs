@@ -17,6 +17,7 @@ mod extract;
 pub mod fleets;
 pub mod health;
 pub mod host_releases;
+pub mod logs;
 pub mod me;
 pub mod members;
 pub mod metrics;
@@ -59,6 +60,7 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(devices::router())
         .merge(commands::router())
         .merge(telemetry::router())
+        .merge(logs::router())
         .merge(releases::router())
         .merge(deploy::router())
         .merge(variables::router())

@@ -2,6 +2,7 @@
 
 mod commands;
 mod exchange;
+mod logs;
 mod socket;
 mod streams;
 mod telemetry;

@@ -16,7 +16,7 @@ fn logs() -> StreamOf {
 }
 
 /// A device with logs, and its channel.
-async fn with_logs(world: &World, serial: u8) -> (Device, Line) {
+pub(super) async fn with_logs(world: &World, serial: u8) -> (Device, Line) {
     let device = world.fleet.device(serial.into()).await;
     let mut line = world.dial(&device).await.unwrap();
     line.say(&DeviceFrame::Hello(Hello { features: vec!["logs".to_owned()], ..hello() })).await;
@@ -36,7 +36,7 @@ async fn opened(world: &World, device: &Device, line: &mut Line) -> (CloudStream
 }
 
 impl Line {
-    async fn data(&mut self, stream: u32, bytes: &[u8]) {
+    pub(super) async fn data(&mut self, stream: u32, bytes: &[u8]) {
         self.0.send(Message::binary(channel::data(stream, bytes))).await.unwrap();
     }
 

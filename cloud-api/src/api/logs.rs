@@ -1,0 +1,315 @@
+//! Logs of a device's services: read from the device while somebody asks, and kept nowhere here.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{HeaderMap, HeaderName, HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
+use bytes::{Bytes, BytesMut};
+use copal_protocol::{
+    channel::StreamOf,
+    ids::Name,
+    logs::{LogLine, MAX_RECORD, MAX_TAIL},
+};
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::Instant;
+use utoipa::IntoParams;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{Path, Query, devices::device};
+use crate::{
+    app::App,
+    audit,
+    auth::{Act, Caller},
+    channel::{Came, CloudStream},
+    devices::memory,
+    error::{Problem, Result},
+};
+
+/// Something is said this often, so that proxies do not close a quiet stream and its reader knows that it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// A stream that follows ends after this long with the code `renew`: its reader comes back after the last number, and its
+/// credentials are looked at again.
+const LIFETIME: Duration = Duration::from_secs(15 * 60);
+/// Lines where nobody says how many.
+const TAIL: u32 = 200;
+/// Services in one request.
+const MAX_SERVICES: usize = 32;
+/// The most characters that are searched for.
+const MAX_SEARCH: usize = 200;
+
+/// Routes of logs.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::default().routes(routes!(logs))
+}
+
+/// Which lines.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct Params {
+    /// Of these services, commas between them; all where absent.
+    service: Option<String>,
+    /// Lines after this number (`seq`); `Last-Event-ID` means the same.
+    after: Option<u64>,
+    /// So many lines from before, at most 100,000; 200 where neither this nor `after` is given.
+    tail: Option<u32>,
+    /// Go on with what comes.
+    #[serde(default)]
+    follow: bool,
+    /// Only lines with this text in them, whatever their case.
+    search: Option<String>,
+    /// As a file to keep.
+    #[serde(default)]
+    download: bool,
+}
+
+/// Reads the logs of a device's services from the device: one JSON object a line (`application/x-ndjson`), or the same as
+/// server-sent events where `Accept` asks for `text/event-stream`. Lines rise by `seq`; `n` has no gap within a service but where
+/// the device let go of lines, and `dropped` counts lines that were over the service's rate. The last object may be
+/// `{"end": {"code", "message"}}`: `device_away` where the device went, `renew` where it is time to come again after the last `seq`.
+/// Empty lines are signs of life. Needs the role viewer.
+#[utoipa::path(get, path = "/fleets/{slug}/devices/{id}/logs", tag = "devices",
+    params(("slug" = String, Path, description = "The fleet."), ("id" = String, Path, description = "The device."), Params),
+    responses((status = 200, description = "Lines", content_type = "application/x-ndjson"),
+        (status = 400, description = "`logs_invalid`"),
+        (status = 409, description = "`device_away`, `device_not_accepted`, `not_supported`, `service_unknown`"),
+        (status = 503, description = "`too_many_streams`")))]
+pub(crate) async fn logs(
+    State(app): State<App>,
+    caller: Caller,
+    Path((slug, id)): Path<(String, String)>,
+    Query(params): Query<Params>,
+    headers: HeaderMap,
+) -> Result<Response> {
+    let (fleet, row) = device(&app, &caller, &id, Act::Read).await?;
+    if fleet.slug != slug {
+        return Err(Problem::not_found("such device in this fleet"));
+    }
+    memory::refuse_unless_accepted(row.device_state()?).map_err(|refused| {
+        let why = format!("This device is not heard: it is {} ({}).", row.state, refused.code());
+        Problem::conflict("device_not_accepted", why)
+    })?;
+    let asked = Asked::of(&params, &headers)?;
+    let detail = json!({
+        "services": asked.services, "after": asked.after, "tail": asked.tail, "follow": params.follow,
+        "search": params.search,
+    });
+    // Written before anything is read: whoever looked is on record, whatever came of it.
+    let mut tx = app.db.write().await?;
+    audit::record(&mut tx, &caller, "logs.read", &format!("device:{id}"), detail).await?;
+    tx.commit().await?;
+    let Asked { services, after, tail, follow, .. } = asked.clone();
+    let of = StreamOf::Logs { services, after, tail, follow };
+    let stream = app.channels.open_stream(row.id()?, of).await?;
+    let (sse, name) = (asked.sse, row.name);
+    let reader = Reader {
+        app,
+        stream,
+        asked,
+        rest: BytesMut::new(),
+        until: Instant::now() + LIFETIME,
+        over: false,
+        began: false,
+    };
+    let kind = if sse { "text/event-stream" } else { "application/x-ndjson" };
+    let mut response = Body::from_stream(stream::unfold(reader, Reader::next)).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // Proxies that would collect a stream before they pass it on.
+    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    if params.download {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+        let name: String = name.chars().take(64).map(plain).collect();
+        let disposition = format!("attachment; filename=\"{name}-logs.ndjson\"");
+        headers.insert(
+            header::CONTENT_DISPOSITION,
+            HeaderValue::from_str(&disposition).map_err(Problem::internal)?,
+        );
+    }
+    Ok(response)
+}
+
+/// What was asked for, checked.
+#[derive(Debug, Clone)]
+struct Asked {
+    services: Vec<Name>,
+    after: Option<u64>,
+    tail: u32,
+    follow: bool,
+    /// In lower case.
+    search: Option<Arc<str>>,
+    sse: bool,
+}
+
+impl Asked {
+    fn of(params: &Params, headers: &HeaderMap) -> Result<Self> {
+        let bad = |why: String| Problem::bad_request("logs_invalid", why);
+        let header = |name| headers.get(name).and_then(|v| v.to_str().ok());
+        let named = params.service.as_deref().unwrap_or_default();
+        let named: Vec<&str> = named.split(',').filter(|name| !name.is_empty()).collect();
+        if named.len() > MAX_SERVICES {
+            return Err(bad(format!(
+                "At most {MAX_SERVICES} services at a time; leave them out to mean all."
+            )));
+        }
+        let services = named.into_iter().map(|name| {
+            let parsed: Result<Name, _> = name.parse();
+            parsed.map_err(|_| bad("service holds something that is no service's name.".to_owned()))
+        });
+        let services = services.collect::<Result<Vec<Name>>>()?;
+        let search = params.search.as_deref().map(str::to_lowercase).filter(|text| !text.is_empty());
+        if search.as_ref().is_some_and(|text| text.chars().count() > MAX_SEARCH) {
+            return Err(bad(format!("search has at most {MAX_SEARCH} characters.")));
+        }
+        let tail = params.tail.unwrap_or(TAIL);
+        if tail > MAX_TAIL {
+            return Err(bad(format!("tail is at most {MAX_TAIL}.")));
+        }
+        let after = header("last-event-id").and_then(|id| id.parse().ok()).or(params.after);
+        if after.is_some_and(|after| after >= 1 << 53) {
+            return Err(bad("after is no number of a line.".to_owned()));
+        }
+        let sse = header("accept").is_some_and(|accept| accept.contains("text/event-stream"));
+        let follow = params.follow;
+        Ok(Self { services, after, tail, follow, search: search.map(Arc::from), sse })
+    }
+}
+
+/// A stream on its way out. Holds what the device has credit for, and one line.
+struct Reader {
+    app: App,
+    stream: CloudStream,
+    asked: Asked,
+    /// A line that has not ended yet.
+    rest: BytesMut,
+    until: Instant,
+    over: bool,
+    began: bool,
+}
+
+impl Reader {
+    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
+        if self.over {
+            return None;
+        }
+        // The head of the answer goes out with its first bytes, and a quiet log has none for long.
+        if !std::mem::replace(&mut self.began, true) {
+            return Some((Ok(Bytes::from_static(b"\n")), self));
+        }
+        loop {
+            let came = tokio::select! {
+                came = self.stream.recv() => came,
+                () = tokio::time::sleep(HEARTBEAT) => return Some((Ok(Bytes::from_static(b"\n")), self)),
+                () = tokio::time::sleep_until(self.until), if self.asked.follow => {
+                    return Some(self.end("renew", "Come again after the last number."));
+                }
+                () = self.app.stopping.cancelled() => {
+                    return Some(self.end("restarting", "The cloud stops; come again after the last number."));
+                }
+            };
+            match came {
+                Came::Data(bytes) => {
+                    let Ok(out) = self.lines(&bytes) else {
+                        return Some(self.end("log_malformed", "The device sent what is no log."));
+                    };
+                    if !out.is_empty() {
+                        return Some((Ok(out.freeze()), self));
+                    }
+                }
+                Came::Closed(closed) if closed.code == "ended" => return None,
+                Came::Closed(closed) => return Some(self.end(&closed.code, &closed.message)),
+            }
+        }
+    }
+
+    /// What is said of whole lines. Each is read as what it must be: a device is not believed to send harmless text.
+    fn lines(&mut self, bytes: &[u8]) -> Result<BytesMut, serde_json::Error> {
+        let mut out = BytesMut::new();
+        for piece in bytes.split_inclusive(|b| *b == b'\n') {
+            self.rest.extend_from_slice(piece);
+            if self.rest.len() > MAX_RECORD {
+                return Err(serde::de::Error::custom("a line without an end"));
+            }
+            if !piece.ends_with(b"\n") {
+                continue;
+            }
+            let line: LogLine = serde_json::from_slice(&self.rest)?;
+            self.rest.clear();
+            if self.wants(&line) {
+                self.say(&mut out, Some(line.seq), &serde_json::to_string(&line)?);
+            }
+        }
+        Ok(out)
+    }
+
+    fn wants(&self, line: &LogLine) -> bool {
+        match (&self.asked.search, &line.line) {
+            (Some(search), Some(text)) => text.to_lowercase().contains(&**search),
+            _ => true,
+        }
+    }
+
+    fn say(&self, out: &mut BytesMut, seq: Option<u64>, text: &str) {
+        if self.asked.sse {
+            if let Some(seq) = seq {
+                out.extend_from_slice(format!("id: {seq}\n").as_bytes());
+            }
+            out.extend_from_slice(b"data: ");
+            out.extend_from_slice(text.as_bytes());
+            out.extend_from_slice(b"\n\n");
+        } else {
+            out.extend_from_slice(text.as_bytes());
+            out.extend_from_slice(b"\n");
+        }
+    }
+
+    fn end(mut self, code: &str, message: &str) -> (Result<Bytes, Infallible>, Self) {
+        let cut = |text: &str, most| copal_protocol::text::inert(text).chars().take(most).collect::<String>();
+        let end = json!({ "end": { "code": cut(code, 64), "message": cut(message, 500) } });
+        let mut out = BytesMut::new();
+        self.say(&mut out, None, &end.to_string());
+        self.over = true;
+        (Ok(out.freeze()), self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(query: &str) -> Params {
+        serde_json::from_str(query).unwrap()
+    }
+
+    #[test]
+    fn what_is_asked_for_is_bounded() {
+        let none = HeaderMap::new();
+        let asked = Asked::of(&params("{}"), &none).unwrap();
+        assert_eq!((asked.tail, asked.after, asked.services.len(), asked.sse), (TAIL, None, 0, false));
+        let asked =
+            Asked::of(&params(r#"{"service": "web,db,", "after": 7, "search": "ÄRGER"}"#), &none).unwrap();
+        assert_eq!((asked.services.len(), asked.after, asked.search.as_deref()), (2, Some(7), Some("ärger")));
+        let mut resumed = HeaderMap::new();
+        resumed.insert("last-event-id", HeaderValue::from_static("9"));
+        resumed.insert("accept", HeaderValue::from_static("text/event-stream"));
+        let asked = Asked::of(&params(r#"{"after": 7}"#), &resumed).unwrap();
+        assert_eq!((asked.after, asked.sse), (Some(9), true));
+        for bad in [
+            json!({"service": "../x"}),
+            json!({"service": "a,".repeat(33)}),
+            json!({"tail": MAX_TAIL + 1}),
+            json!({"search": "x".repeat(MAX_SEARCH + 1)}),
+            json!({"after": 1_u64 << 53}),
+        ] {
+            let refused = Asked::of(&params(&bad.to_string()), &none).unwrap_err();
+            assert_eq!(refused.code(), "logs_invalid", "{bad}");
+        }
+    }
+}
