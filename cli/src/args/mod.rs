@@ -2,6 +2,7 @@
 
 mod acts;
 mod bundle;
+mod logs;
 mod os;
 mod owner;
 mod server;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 pub use acts::{ActCommand, How, OneService};
 pub use bundle::{AgentCommand, BundleCommand, BundleCreate, BundleWords, Floor};
 use clap::{Args, Parser, Subcommand};
+pub use logs::Logs;
 pub use os::{OsCommand, OsDeploy, OsRelease, OsWithdraw, Place, WindowArg};
 pub use owner::{
     CloudArgs, FleetCommand, FleetCreate, KeyRole, KeysCommand, LockArgs, Login, Mode, PolicyArgs,
@@ -99,6 +101,8 @@ pub enum Command {
     /// Devices
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Show what services of a device say
+    Logs(Logs),
     /// Releases: what may run
     #[command(subcommand)]
     Release(ReleaseCommand),

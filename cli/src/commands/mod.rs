@@ -9,6 +9,7 @@ mod fleets;
 mod keys;
 mod lock;
 mod login;
+mod logs;
 mod os;
 mod os_bundle;
 mod people;
@@ -48,6 +49,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Fleet(command) => Box::pin(fleets::run(&ctx, command)).await,
         Command::Root(command) => Box::pin(roots::run(&ctx, command)).await,
         Command::Device(command) => Box::pin(devices::run(&ctx, command)).await,
+        Command::Logs(args) => Box::pin(logs::run(&ctx, args)).await,
         Command::Release(command) => Box::pin(releases::run(&ctx, command)).await,
         Command::Agent(command) => os_bundle::agent(&ctx, command),
         Command::Os(command) => Box::pin(os::run(&ctx, command)).await,
