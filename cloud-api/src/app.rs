@@ -18,7 +18,7 @@ use crate::{
     keys::ServerKeys,
     registry,
     store::{Db, fleets},
-    telemetry, uploads,
+    telemetry, terminal, uploads,
 };
 
 /// The running cloud; cheap to clone.
@@ -58,6 +58,8 @@ pub struct Inner {
     pub registry: registry::Memory,
     /// Uploads being written to.
     pub uploads: uploads::Memory,
+    /// Terminals that are open.
+    pub terminals: terminal::Memory,
     /// Set when the cloud is about to stop: streams and long polls end, requests finish.
     pub stopping: CancellationToken,
 }
@@ -67,7 +69,7 @@ pub struct Inner {
 /// # Errors
 /// When a folder, the database or a key cannot be opened; says which.
 pub async fn open(config: Config) -> anyhow::Result<App> {
-    for dir in [config.blobs(), config.git(), config.logs(), config.run()] {
+    for dir in [config.blobs(), config.git(), config.logs(), config.recordings(), config.run()] {
         std::fs::create_dir_all(&dir).with_context(|| format!("making the folder {}", dir.display()))?;
     }
     let db = Db::open(&config.database()).await?;
@@ -90,6 +92,7 @@ pub async fn open(config: Config) -> anyhow::Result<App> {
         git: git::Memory::default(),
         registry: registry::Memory::default(),
         uploads: uploads::Memory::default(),
+        terminals: terminal::Memory::default(),
         stopping: CancellationToken::new(),
         config,
     }))

@@ -118,6 +118,12 @@ impl Config {
         self.data.join("logs")
     }
 
+    /// Recordings of terminals, by session.
+    #[must_use]
+    pub fn recordings(&self) -> PathBuf {
+        self.data.join("recordings")
+    }
+
     /// Sockets and what only lives while the cloud runs.
     #[must_use]
     pub fn run(&self) -> PathBuf {

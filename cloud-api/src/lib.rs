@@ -23,6 +23,7 @@
 //! | [`channel`] | what reaches devices at once, and which of them are connected |
 //! | [`commands`] | what people ask of one device, and what came of it |
 //! | [`telemetry`] | what devices tell of themselves besides reports: events, metrics, facts |
+//! | [`terminal`] | a person's shell on a device, its recording |
 //! | [`dashboard`] | pages |
 //! | [`backup`] | back-up and restore |
 //! | [`bus`] | hints between rooms and replicas |
@@ -56,6 +57,7 @@ pub mod serve;
 pub mod settings;
 pub mod store;
 pub mod telemetry;
+pub mod terminal;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tls;

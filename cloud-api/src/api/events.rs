@@ -55,8 +55,8 @@ pub struct Params {
     fleet: Option<String>,
 }
 
-/// Streams what changes: `device`, `command`, `release`, `build` and `fleet` events with `{kind, fleet_id, id}` (a command's
-/// have `device_id`, too). With
+/// Streams what changes: `device`, `command`, `session`, `release`, `build` and `fleet` events with `{kind, fleet_id, id}` (a command's
+/// and a session's have `device_id`, too). With
 /// `Last-Event-ID` what was missed comes first; a `reset` event says that too much was, and everything is to be read
 /// again.
 #[utoipa::path(get, path = "/events", tag = "events", params(Params),

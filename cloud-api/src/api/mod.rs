@@ -29,6 +29,7 @@ pub mod server;
 pub mod session;
 pub mod setup;
 pub mod telemetry;
+pub mod terminal;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
@@ -61,6 +62,7 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(commands::router())
         .merge(telemetry::router())
         .merge(logs::router())
+        .merge(terminal::router())
         .merge(releases::router())
         .merge(deploy::router())
         .merge(variables::router())

@@ -81,10 +81,11 @@ async fn once(config: &Config, partial: &Path, snapshot: &Path) -> anyhow::Resul
     let mut copy = SqliteConnectOptions::new().filename(snapshot).read_only(true).connect().await?;
     let blobs: BTreeSet<String> =
         sqlx::query_scalar("SELECT digest FROM blobs").fetch_all(&mut copy).await?.into_iter().collect();
+    let recordings = crate::terminal::recordings_of(&mut copy).await?;
     copy.close().await?;
 
     let (config, partial, snapshot) = (config.clone(), partial.to_owned(), snapshot.to_owned());
-    tokio::task::spawn_blocking(move || pack(&config, &partial, &snapshot, &blobs))
+    tokio::task::spawn_blocking(move || pack(&config, &partial, &snapshot, &blobs, &recordings))
         .await
         .context("packing")?
 }
@@ -94,6 +95,7 @@ fn pack(
     partial: &Path,
     snapshot: &Path,
     blobs: &BTreeSet<String>,
+    recordings: &[String],
 ) -> anyhow::Result<(usize, u64)> {
     let file = private(partial)?;
     let mut tar = Packer { tar: tar::Builder::new(io::BufWriter::new(file)), files: Vec::new() };
@@ -105,6 +107,10 @@ fn pack(
             digest.strip_prefix("sha256:").filter(|h| h.len() == 64).context("a digest in the database")?;
         let path = format!("sha256/{}/{hex}", &hex[..2]);
         tar.add(&format!("blobs/{path}"), &config.blobs().join(&path))?;
+    }
+    for id in recordings {
+        let file = crate::terminal::recording_path(config, id);
+        tar.add(&format!("recordings/{id}.cast"), &file)?;
     }
     for repository in sorted(&config.git())? {
         let name = format!("git/{}", name(&repository)?);

@@ -1,6 +1,6 @@
 //! Garbage collection: removes what no release, tag, manifest or upload of the last day can reach.
 //!
-//! 0. Uploads that nobody continues are forgotten (`uploads/`).
+//! 0. Uploads that nobody continues are forgotten (`uploads/`), recordings that are too old removed (`terminal/`).
 //! 1. Manifests: kept when a release names them, a tag points at them, they are younger than the grace, a kept index
 //!    lists them, or they refer (`subject`) to a kept one. The others' rows go.
 //! 2. Links: a repository forgets blobs that none of its kept manifests, no release and no upload names.
@@ -39,6 +39,7 @@ pub struct GcReport {
 /// When database or store do not answer; what was removed until then was garbage.
 pub async fn gc(app: &App) -> anyhow::Result<GcReport> {
     crate::uploads::expire(app, now()).await?;
+    crate::terminal::expire(app, now()).await?;
     collect(app, now().saturating_sub(GRACE_S)).await
 }
 

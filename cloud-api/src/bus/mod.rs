@@ -40,6 +40,15 @@ pub enum Event {
         /// The command.
         id: String,
     },
+    /// A terminal came, was opened or ended.
+    Session {
+        /// Its fleet.
+        fleet_id: String,
+        /// The device it is on.
+        device_id: String,
+        /// The session.
+        id: String,
+    },
     /// A fleet's own settings or root.
     Fleet {
         /// The fleet.
@@ -58,6 +67,7 @@ impl Event {
             | Self::Release { fleet_id, .. }
             | Self::Build { fleet_id, .. }
             | Self::Command { fleet_id, .. }
+            | Self::Session { fleet_id, .. }
             | Self::Fleet { fleet_id, .. } => fleet_id,
         }
     }

@@ -16,6 +16,7 @@ use crate::{
     app::{self, App},
     blobs, build, commands, devices,
     settings::{self, Checked},
+    terminal,
     tls::Terminator,
 };
 
@@ -122,6 +123,7 @@ async fn start_rooms(app: &App) -> anyhow::Result<JoinHandle<()>> {
     }
     blobs::prepare(app).context("emptying the folder of uploads")?;
     build::reconcile(app).await?;
+    terminal::reconcile(app).await.context("ending terminals of an earlier run")?;
     tokio::spawn(collect(app.clone()));
     tokio::spawn(commands::run(app.clone()));
     // Writes down once more what it knows when the cloud stops, so its end is waited for.

@@ -67,13 +67,15 @@ async fn a_token_of_one_fleet_opens_no_route_of_another() {
             _ => continue,
         };
         let route = path.replace("{slug}", "porch").replace("{id}", id).replace("{version}", "1");
-        let route = route.replace("{command}", &"0".repeat(32)).replace("{email}", "max@example.org");
+        let route = route.replace("{command}", &"0".repeat(32)).replace("{session}", &"0".repeat(32));
+        let route = route.replace("{email}", "max@example.org");
         assert!(!route.contains('{'), "{route}");
         for method in methods.as_object().unwrap().keys() {
             let body = match (method.as_str(), path.rsplit('/').next().unwrap()) {
                 ("put", "variables") => r#"{"name":"A","value":"b"}"#,
                 ("post", "uploads") => blob.as_str(),
                 ("post", "deploy" | "retry") if path.contains("/host-releases/") => r#"{"all":true}"#,
+                ("post", "terminal") => r#"{"service":"app","reason":"mine"}"#,
                 ("post", "commands") => r#"{"verb":"check_update"}"#,
                 ("put", "{email}") => r#"{"role":"viewer"}"#,
                 ("post", "withdraw") => r#"{"reason":"mine"}"#,
