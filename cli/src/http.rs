@@ -21,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub struct Api {
     client: reqwest::Client,
+    /// For WebSockets.
+    sockets: reqwest::Client,
     base: Url,
     token: Option<String>,
     /// Why what is asked is asked.
@@ -106,14 +108,19 @@ impl Api {
     /// # Errors
     /// Where the HTTP library refuses it.
     pub fn with_tls(base: Url, config: rustls::ClientConfig, token: Option<String>) -> Result<Self> {
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(config)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(15))
-            .user_agent(concat!("copal/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|e| Failure::local("set up HTTP", e))?;
-        Ok(Self { client, base, token, why: None })
+        let client = |config: rustls::ClientConfig| {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(config)
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(Duration::from_secs(15))
+                .user_agent(concat!("copal/", env!("CARGO_PKG_VERSION")))
+                .build()
+                .map_err(|e| Failure::local("set up HTTP", e))
+        };
+        // A connection that is to become a WebSocket must not be agreed to be HTTP/2.
+        let mut one = config.clone();
+        one.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self { client: client(config)?, sockets: client(one)?, base, token, why: None })
     }
 
     /// The same server, told why with every request, for its audit log.
@@ -142,7 +149,11 @@ impl Api {
 
     /// A request below `/api/v1`, for [`Self::send`].
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        let request = self.client.request(method, format!("{}/api/v1{path}", self.address()));
+        self.asking(&self.client, method, path)
+    }
+
+    fn asking(&self, client: &reqwest::Client, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let request = client.request(method, format!("{}/api/v1{path}", self.address()));
         let request = match &self.why {
             Some(why) => request.header("x-copal-why", why),
             None => request,
@@ -163,6 +174,46 @@ impl Api {
             return Ok(response);
         }
         Err(self.refusal(what, response).await)
+    }
+
+    /// Opens a WebSocket of this subprotocol below `/api/v1`.
+    ///
+    /// # Errors
+    /// A refusal of the server, no answer, or something between that lets no WebSocket through.
+    pub async fn upgrade(&self, what: &str, path: &str, protocol: &str) -> Result<reqwest::Upgraded> {
+        use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_accept_key};
+        let key = generate_key();
+        let request = self
+            .asking(&self.sockets, Method::GET, path)
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_PROTOCOL, protocol)
+            .header(header::SEC_WEBSOCKET_KEY, &key);
+        let response = request.send().await.map_err(|e| self.transport(what, &e))?;
+        let not_taken = |why: String| {
+            Failure::new(Kind::Network, "no_websocket", what, why)
+                .next("is there a proxy between that lets no WebSocket through?")
+        };
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            if response.status().is_success() {
+                return Err(not_taken(format!("{} answered {}", self.address(), response.status())));
+            }
+            return Err(self.refusal(what, response).await);
+        }
+        let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT).map(|v| v.as_bytes().to_vec());
+        if accepted.as_deref() != Some(derive_accept_key(key.as_bytes()).as_bytes()) {
+            return Err(not_taken("the answer is to no WebSocket of ours".to_owned()));
+        }
+        response.upgrade().await.map_err(|e| not_taken(e.to_string()))
+    }
+
+    /// Reads an answer as bytes of at most `max`.
+    ///
+    /// # Errors
+    /// Where there are more, or the connection breaks.
+    pub async fn read(&self, what: &str, response: Response, max: usize) -> Result<Vec<u8>> {
+        self.body(what, response, max).await
     }
 
     /// GET, as JSON.

@@ -13,6 +13,7 @@
 //! | [`inspect`] | what an owner is about to sign, and whether it is what a builder recorded |
 //! | [`home`] | the configuration folder: servers, credentials, keys, chains, introduction secrets |
 //! | [`http`] | the server's API: TLS pins, bounded answers, problems, events |
+//! | [`shell`] | terminals: this side's, and grants |
 //! | [`upload`] | large blobs in pieces, through lost connections |
 //! | [`context`] | folder, output and address a command works with; which fleet, device or release a word means |
 //! | [`output`] | tables, JSON, what is safe on a terminal |
@@ -30,4 +31,5 @@ pub mod lock;
 pub mod output;
 pub mod pack;
 pub mod roots;
+pub mod shell;
 pub mod upload;

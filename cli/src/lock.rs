@@ -108,6 +108,15 @@ pub fn judge(wanted: &Wanted, cards: &[Introduction], claims: &[Claim]) -> Vec<L
     lines
 }
 
+/// The key of a device that its card vouches for.
+///
+/// # Errors
+/// Why none does.
+pub fn vouched_key(cards: &[Introduction], claim: &Claim) -> Result<PublicKey, String> {
+    let by_id: BTreeMap<&str, &Introduction> = cards.iter().map(|card| (card.id.as_str(), card)).collect();
+    vouch(&by_id, claim).map(|(_, key)| key)
+}
+
 fn vouch<'a>(
     cards: &BTreeMap<&str, &'a Introduction>,
     claim: &Claim,

@@ -6,6 +6,7 @@ mod logs;
 mod os;
 mod owner;
 mod server;
+mod terminal;
 mod work;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use owner::{
     RootCommand, Terminal,
 };
 pub use server::{AuditCommand, FleetRole, MemberCommand, ServerRole, TokenCommand, TokenScope, UserCommand};
+pub use terminal::{SessionsCommand, Shell};
 pub use work::{
     BuildCommand, CardsCommand, Deploy, DeviceCommand, DeviceConfig, EnrolmentCommand, EnvCommand, EnvSet,
     Push, ReleaseCommand, Scope, Status,
@@ -131,6 +133,11 @@ pub enum Command {
     Member(MemberCommand),
     /// Show how the devices of a fleet fare
     Status(Status),
+    /// Open a terminal on a device
+    Shell(Shell),
+    /// Terminals on devices, live and past, and their recordings
+    #[command(subcommand)]
+    Sessions(SessionsCommand),
     /// Who did what
     #[command(subcommand)]
     Audit(AuditCommand),

@@ -138,18 +138,25 @@ async fn claims(api: &Api, fleet: &Fleet) -> Result<Vec<Claim>> {
         if matches!(text(&device, "state").as_str(), "revoked" | "rejected") {
             continue;
         }
-        let Ok(device_id) = text(&device, "device_id").parse() else { continue };
-        let path = format!("/devices/{device_id}/report");
-        claims.push(Claim {
-            device_id,
-            name: text(&device, "name"),
-            public_key: text(&device, "public_key").parse().ok(),
-            introduction_id: device["introduction_id"].as_str().map(str::to_owned),
-            introduction_mac: device["introduction_mac"].as_str().and_then(|mac| mac.parse().ok()),
-            report: api.maybe_bytes(&what, &path, Report::MAX_BYTES).await?.filter(|bytes| !bytes.is_empty()),
-        });
+        let Some(claim) = claim_of(&device) else { continue };
+        let path = format!("/devices/{}/report", claim.device_id);
+        let report =
+            api.maybe_bytes(&what, &path, Report::MAX_BYTES).await?.filter(|bytes| !bytes.is_empty());
+        claims.push(Claim { report, ..claim });
     }
     Ok(claims)
+}
+
+/// What the server shows of a device, without its Report.
+pub(super) fn claim_of(device: &Value) -> Option<Claim> {
+    Some(Claim {
+        device_id: text(device, "device_id").parse().ok()?,
+        name: text(device, "name"),
+        public_key: text(device, "public_key").parse().ok(),
+        introduction_id: device["introduction_id"].as_str().map(str::to_owned),
+        introduction_mac: device["introduction_mac"].as_str().and_then(|mac| mac.parse().ok()),
+        report: None,
+    })
 }
 
 /// Prints who proved it and who did not; fails where anybody did not.

@@ -17,6 +17,7 @@ mod releases;
 mod roots;
 mod status;
 mod telemetry;
+mod terminal;
 mod variables;
 mod wait;
 
@@ -60,6 +61,8 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::User(command) => people::users(&ctx, command).await,
         Command::Member(command) => people::members(&ctx, command).await,
         Command::Status(args) => Box::pin(status::run(&ctx, args)).await,
+        Command::Shell(args) => Box::pin(terminal::shell(&ctx, args)).await,
+        Command::Sessions(command) => Box::pin(terminal::sessions(&ctx, command)).await,
         Command::Audit(command) => audit::run(&ctx, command).await,
         Command::Completions { .. } => Ok(()),
         Command::Version => account::version(&ctx).await,

@@ -23,6 +23,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "withdraw", include_str!("../../migrations/0003_withdraw.sql")),
     (4, "commands", include_str!("../../migrations/0004_commands.sql")),
     (5, "filter_audit", include_str!("../../migrations/0005_filter_audit.sql")),
+    (6, "terminal", include_str!("../../migrations/0006_terminal.sql")),
     (7, "telemetry", include_str!("../../migrations/0007_telemetry.sql")),
     (10, "members", include_str!("../../migrations/0010_members.sql")),
 ];

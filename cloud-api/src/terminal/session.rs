@@ -325,11 +325,7 @@ impl Session<'_> {
     async fn end(&self, closed: &Closed) -> Result<()> {
         let recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner).take();
         let end = Ended {
-            closed: Closed {
-                code: code_of(&closed.code),
-                message: line(&closed.message),
-                ..closed.clone()
-            },
+            closed: Closed { code: code_of(&closed.code), message: line(&closed.message), ..closed.clone() },
             bytes_in: self.bytes_in.load(Relaxed),
             bytes_out: self.bytes_out.load(Relaxed),
             recording: recording.map(Recording::finish),

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 /// The code of events that hold bytes.
 const BYTES: &str = "copal-bytes";
+/// So few bytes are text, whatever they take.
+const SHORT: usize = 256;
 /// The longest line that is read back, bytes.
 pub const MAX_LINE: usize = 1 << 20;
 
@@ -38,40 +40,27 @@ impl Recorder {
     pub fn output(&mut self, at: Duration, bytes: &[u8]) -> String {
         let mut all = std::mem::take(&mut self.held);
         all.extend_from_slice(bytes);
+        let (mut begins, mut ends, mut at_byte) = (None, 0, 0);
+        while let Err(error) = std::str::from_utf8(&all[at_byte..]) {
+            let bad = at_byte + error.valid_up_to();
+            let Some(length) = error.error_len() else {
+                // A character that is cut; its end may come.
+                self.held = all.split_off(bad);
+                break;
+            };
+            begins.get_or_insert(bad);
+            (ends, at_byte) = (bad + length, bad + length);
+        }
         let mut lines = String::new();
         let mut rest = all.as_slice();
-        while !rest.is_empty() {
-            match std::str::from_utf8(rest) {
-                Ok(text) => {
-                    event(&mut lines, at, "o", text);
-                    rest = &[];
-                }
-                Err(error) => {
-                    let (text, bad) = rest.split_at(error.valid_up_to());
-                    if !text.is_empty() {
-                        event(&mut lines, at, "o", &String::from_utf8_lossy(text));
-                    }
-                    let Some(length) = error.error_len() else {
-                        // A character that is cut; its end may come.
-                        self.held = bad.to_vec();
-                        break;
-                    };
-                    // Binary output is mostly such bytes: one event for all up to the next text.
-                    let mut end = length;
-                    while let Some(more) = bad.get(end..).filter(|b| !b.is_empty()) {
-                        match std::str::from_utf8(more) {
-                            Err(e) if e.valid_up_to() == 0 => match e.error_len() {
-                                Some(length) => end += length,
-                                None => break,
-                            },
-                            _ => break,
-                        }
-                    }
-                    event(&mut lines, at, BYTES, &BASE64.encode(&bad[..end]));
-                    rest = &bad[end..];
-                }
-            }
+        // Binary output has text in it by chance: from the first to the last byte that is none it is one event, or a recording would
+        // be many times its size.
+        if let Some(begins) = begins {
+            text(&mut lines, at, &all[..begins]);
+            event(&mut lines, at, BYTES, &BASE64.encode(&all[begins..ends]));
+            rest = &all[ends..];
         }
+        text(&mut lines, at, rest);
         lines
     }
 
@@ -92,6 +81,18 @@ impl Recorder {
             event(&mut line, at, BYTES, &BASE64.encode(held));
         }
         line
+    }
+}
+
+/// Valid UTF-8 as text, unless JSON would make it several times as long: much of it are control characters then.
+fn text(lines: &mut String, at: Duration, bytes: &[u8]) {
+    if bytes.is_empty() {
+        return;
+    }
+    let controls = bytes.iter().filter(|b| b.is_ascii_control()).count();
+    match std::str::from_utf8(bytes) {
+        Ok(text) if bytes.len() < SHORT || controls < bytes.len() / 5 => event(lines, at, "o", text),
+        _ => event(lines, at, BYTES, &BASE64.encode(bytes)),
     }
 }
 
@@ -183,6 +184,21 @@ mod tests {
         assert_eq!(read("[3.0,\"i\",\"x\"]"), Some((Duration::from_secs(3), Event::Other)));
         for bad in ["", "{}", "[1,2,3]", "[-1,\"o\",\"\"]", "[1,\"r\",\"x\"]", "[1,\"copal-bytes\",\"!\"]"] {
             assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_recording_is_not_many_times_what_was_shown() {
+        let mut random = 1_u32;
+        let noise = std::iter::repeat_with(|| {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (random >> 24) as u8
+        });
+        let noise: Vec<u8> = noise.take(100_000).collect();
+        for shown in [noise, vec![0; 100_000], "a line\r\n".repeat(12_500).into_bytes()] {
+            let recording = record(&shown.chunks(16 << 10).map(<[u8]>::to_vec).collect::<Vec<_>>());
+            assert_eq!(output(&recording), shown);
+            assert!(recording.len() < shown.len() * 2, "{} for {}", recording.len(), shown.len());
         }
     }
 

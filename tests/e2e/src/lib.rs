@@ -12,6 +12,7 @@ pub mod engine;
 pub mod gate;
 pub mod owner;
 pub mod proxy;
+pub mod pty;
 pub mod repo;
 pub mod wire;
 pub mod world;
