@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail};
 
-use crate::{report::read_status, settings::Places};
+use crate::{report::read_status, settings::Places, terminal::open::Folder};
 
 /// Prints the status; as JSON where asked.
 ///
@@ -20,12 +20,20 @@ pub fn status(places: &Places, json: bool) -> anyhow::Result<()> {
     // A process of that id may be another by now; its name tells.
     let comm = std::fs::read_to_string(format!("/proc/{}/comm", status.pid)).unwrap_or_default();
     let alive = comm.starts_with("copal-agent");
+    let terminals = Folder::of(&places.state_dir).all();
     if json {
         let mut value = serde_json::to_value(&status)?;
         value["agent_running"] = alive.into();
+        value["terminals"] = serde_json::to_value(&terminals)?;
         println!("{}", serde_json::to_string_pretty(&value)?);
     } else {
         print!("{}", status.to_text(alive));
+        for open in terminals {
+            println!(
+                "terminal  {} by {}: {} (copal-agent terminal kill {})",
+                open.target, open.who, open.reason, open.session_id
+            );
+        }
     }
     Ok(())
 }

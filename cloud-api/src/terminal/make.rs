@@ -73,7 +73,7 @@ pub(crate) async fn make(
         Some(TerminalMode::Cloud) => TerminalMode::Cloud,
         Some(TerminalMode::Grant) => TerminalMode::Grant,
         Some(TerminalMode::Off) | None => {
-            let why = "The fleet's Root has terminals off. Its owner can change that with `copal fleet policy --terminal cloud|grant`.";
+            let why = "The fleet's Root has terminals off. Its owner can change that with `copal root policy --terminal cloud|grant`.";
             return Err(Problem::conflict("terminal_off", why));
         }
     };

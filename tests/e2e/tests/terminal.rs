@@ -161,7 +161,7 @@ async fn a_kill_by_either_side_ends_it_with_all_it_began_and_idleness_does() {
     // In the cloud.
     let mut pty = begin("one", &[]);
     pty.shows("# ").await;
-    pty.types("setsid sleep 611 & nohup sleep 612 >/dev/null 2>&1 & sleep 613\r");
+    pty.types("setsid sleep 611 & (trap '' HUP; exec sleep 612) >/dev/null 2>&1 & sleep 613\r");
     eventually("they run", 30, || async {
         let list = processes(&world, "app").await;
         if ["sleep 611", "sleep 612", "sleep 613"].iter().all(|s| list.contains(s)) {
@@ -206,7 +206,7 @@ async fn a_kill_by_either_side_ends_it_with_all_it_began_and_idleness_does() {
     let mut world = world;
     let mut pty = Pty::start(&copal(&world, &["shell", &name, "app", "--reason", "four"]));
     pty.shows("# ").await;
-    pty.types("nohup sleep 641 >/dev/null 2>&1 &\r");
+    pty.types("(trap '' HUP; exec sleep 641) >/dev/null 2>&1 &\r");
     pty.shows("641").await;
     world.devices[0].kill().await;
     let (code, as_before) = pty.ends().await;
@@ -395,7 +395,7 @@ async fn under_a_grant_the_owner_opens_it_and_the_cloud_sees_nothing() {
     let made = world.owner.json(&["keys", "add", "operator"]).await;
     let public = made["items"][0]["public_key"].as_str().unwrap_or_else(|| panic!("{made}"));
     world.owner.ok(&["root", "add-key", "operator", public, "--fleet", "porch", "--yes"]).await;
-    world.owner.ok(&["fleet", "policy", "porch", "--terminal", "grant", "--yes"]).await;
+    world.owner.ok(&["root", "policy", "--terminal", "grant", "--fleet", "porch", "--yes"]).await;
     Services { services: &[("app", STAY, SHORT)] }.write_to(&world.repo);
     let dockerfile = "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"/bin\"]\nCOPY run.sh /run.sh\n\
                       CMD [\"/bin/busybox\", \"sh\", \"/run.sh\"]\n";
@@ -491,7 +491,7 @@ async fn under_a_grant_the_owner_opens_it_and_the_cloud_sees_nothing() {
     let (closed, _) = web.until_closed(&mut line).await;
     assert_eq!(closed["code"], "line_broken", "{closed}");
     // Root says no: nothing opens any more.
-    world.owner.ok(&["fleet", "policy", "porch", "--terminal", "off", "--yes"]).await;
+    world.owner.ok(&["root", "policy", "--terminal", "off", "--fleet", "porch", "--yes"]).await;
     let error = refused(&world, &["shell", &name, "app", "--reason", "x"]).await;
     assert_eq!(error["code"], "terminal_off", "{error}");
 }
