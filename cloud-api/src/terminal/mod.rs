@@ -20,6 +20,8 @@ mod make;
 mod recording;
 pub(crate) mod rows;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,

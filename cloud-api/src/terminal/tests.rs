@@ -1,0 +1,86 @@
+//! What is kept of sessions, and for how long. Sessions themselves are tested with real devices, in tests/e2e.
+
+use std::fs;
+
+use super::{expire, reconcile, recording_path};
+use crate::{
+    app,
+    backup::{backup, restore},
+    devices::testing::{Device, Fleet},
+};
+
+const DAY: i64 = 86_400;
+
+/// A session with a recording of these bytes; open where it has no end.
+async fn session(fleet: &Fleet, device: &Device, id: char, ended: Option<i64>, bytes: &str) -> String {
+    let id = id.to_string().repeat(32);
+    let mut tx = fleet.cloud.app.db.write().await.unwrap();
+    sqlx::query(
+        "INSERT INTO terminal_sessions (id, device_id, kind, of, mode, who, user_id, reason, cols, rows, max_s, idle_s, state,
+            recording_bytes, created_at, opened_at, ended_at)
+         VALUES ($1, $2, 'service', 'web', 'cloud', 'anna', 'u', 'x', 80, 24, 60, 60, 'open', $3, 1, 1, $4)",
+    )
+    .bind(&id)
+    .bind(device.id.to_string())
+    .bind(i64::try_from(bytes.len()).unwrap())
+    .bind(ended)
+    .execute(&mut *tx)
+    .await
+    .unwrap();
+    tx.commit().await.unwrap();
+    fs::write(recording_path(&fleet.cloud.app.config, &id), bytes).unwrap();
+    id
+}
+
+async fn kept(fleet: &Fleet) -> Vec<(String, Option<i64>)> {
+    let rows = sqlx::query_as("SELECT id, recording_bytes FROM terminal_sessions ORDER BY id");
+    rows.fetch_all(fleet.cloud.app.db.read()).await.unwrap()
+}
+
+#[tokio::test]
+async fn recordings_and_sessions_go_when_they_are_old_and_files_of_no_session_too() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let now = app::now_i64();
+    let open = session(&fleet, &device, 'a', None, "open").await;
+    let young = session(&fleet, &device, 'b', Some(now - 89 * DAY), "young").await;
+    let old = session(&fleet, &device, 'c', Some(now - 91 * DAY), "old").await;
+    session(&fleet, &device, 'd', Some(now - 366 * DAY), "forgotten").await;
+    let stray = recording_path(&fleet.cloud.app.config, "stray");
+    fs::write(&stray, "x").unwrap();
+    expire(&fleet.cloud.app, app::now()).await.unwrap();
+    assert_eq!(kept(&fleet).await, [(open.clone(), Some(4)), (young.clone(), Some(5)), (old, None)]);
+    let mut files: Vec<_> = fs::read_dir(fleet.cloud.app.config.recordings())
+        .unwrap()
+        .map(|e| e.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    files.sort();
+    assert_eq!(files, [open, young]);
+}
+
+#[tokio::test]
+async fn what_was_open_when_the_cloud_died_is_ended_with_what_was_recorded_and_backed_up() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let open = session(&fleet, &device, 'a', None, "half a line").await;
+    let dir = tempfile::tempdir().unwrap();
+    let (file, data) = (dir.path().join("b.tar"), dir.path().join("restored"));
+    backup(&fleet.cloud.app.config.data, &dir.path().join("while-open.tar")).await.unwrap();
+    reconcile(&fleet.cloud.app).await.unwrap();
+    let (code, sha256): (String, String) =
+        sqlx::query_as("SELECT code, recording_sha256 FROM terminal_sessions WHERE id = $1")
+            .bind(&open)
+            .fetch_one(fleet.cloud.app.db.read())
+            .await
+            .unwrap();
+    let expected = copal_protocol::ids::Sha256Hex::of(b"half a line").to_string();
+    assert_eq!((code.as_str(), sha256), ("cloud_restarted", expected));
+    let audit: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM audit WHERE verb = 'terminal.end'")
+        .fetch_one(fleet.cloud.app.db.read())
+        .await
+        .unwrap();
+    assert_eq!(audit, 1);
+    backup(&fleet.cloud.app.config.data, &file).await.unwrap();
+    restore(&data, &file).await.unwrap();
+    assert_eq!(fs::read_to_string(data.join(format!("recordings/{open}.cast"))).unwrap(), "half a line");
+}
