@@ -118,7 +118,7 @@ pub(super) async fn ask(trust: &dyn Trust, asked: &OpenTerminal, io: &StreamIo) 
     let mut records = Records::default();
     let until = made + Duration::from_secs(GRANT_WAIT_S.into());
     let (kind, body) = loop {
-        match records.next() {
+        match records.whole() {
             Ok(Some(found)) => break found,
             Ok(None) => {}
             Err(e) => return Err(End::because("line_broken", e.to_string())),

@@ -6,7 +6,8 @@
 
 use std::{
     ffi::OsStr,
-    fs, io,
+    fs,
+    io::{self, Write as _},
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _, unix::process::CommandExt as _},
     path::Path,
     process::{Child, Command, Stdio},
@@ -33,6 +34,7 @@ const SELF: &str = "/proc/self/exe";
 pub const CHILD: &str = "terminal-child";
 /// There where systemd runs the device.
 const SYSTEMD: &str = "/run/systemd/system";
+const RUN: &str = "/usr/bin/systemd-run";
 const SHELLS: &[&str] = &["/bin/bash", "/bin/sh"];
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long after its output a shell may take to end.
@@ -53,7 +55,7 @@ fn unit(record: &Record) -> String {
 }
 
 fn in_a_unit() -> bool {
-    Path::new(SYSTEMD).exists() && nix::unistd::Uid::effective().is_root()
+    Path::new(SYSTEMD).exists() && Path::new(RUN).exists() && nix::unistd::Uid::effective().is_root()
 }
 
 /// What the terminal's first process becomes.
@@ -61,7 +63,7 @@ fn command(record: &Record) -> Vec<String> {
     let mark = format!("{MARK}={}", record.session_id);
     let mut words = Vec::new();
     if in_a_unit() {
-        words.extend(["systemd-run", "--quiet", "--collect", "--pty"].map(str::to_owned));
+        words.extend([RUN, "--quiet", "--collect", "--pty"].map(str::to_owned));
         words.push(format!("--unit={}", unit(record)));
         words.extend([
             "--setenv=TERM=xterm-256color".to_owned(),
@@ -120,12 +122,15 @@ pub fn child(arguments: &[String]) -> io::Result<()> {
     nix::unistd::setsid()?;
     // The first terminal that the leader of a session opens is the session's own.
     let terminal = fs::OpenOptions::new().read(true).write(true).open(terminal)?;
+    let mut shown = terminal.try_clone()?;
     let error = Command::new(program)
         .args(arguments)
         .stdin(terminal.try_clone()?)
         .stdout(terminal.try_clone()?)
         .stderr(terminal)
         .exec();
+    // Whoever opened it sees why nothing came of it.
+    let _ = write!(shown, "{program}: {error}\r\n");
     Err(error)
 }
 

@@ -142,9 +142,7 @@ async fn session(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> End {
 
 async fn run(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> Result<End, End> {
     let mode = allowed(deps, &asked.target)?;
-    let words = |words: &str| -> String {
-        text::inert(words).replace(['\n', '\t'], " ").chars().take(MAX_REASON).collect()
-    };
+    let words = |words: &str| text::one_line(words, MAX_REASON);
     let (mut who, mut reason) = (words(&asked.who), words(&asked.reason));
     if reason.trim().is_empty() {
         return Err(End::because("reason_missing", "a terminal needs a reason"));

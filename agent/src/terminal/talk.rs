@@ -81,7 +81,7 @@ impl Talk<'_> {
                 if let Some((hears, records)) = &mut hears {
                     let broken = |why: String| End::because("line_broken", why);
                     loop {
-                        match records.next() {
+                        match records.whole() {
                             Ok(Some((RecordKind::Sealed, body))) => match hears.open(&body) {
                                 Ok(bytes) => plain.extend_from_slice(&bytes),
                                 Err(e) => return broken(e.to_string()),
@@ -139,7 +139,10 @@ impl Talk<'_> {
             end = watched => end,
             () = io.gone() => gone(),
         };
-        let _ = recorded(&mut |r| Ok(r.finish(begun.elapsed())));
+        let _ = recorded(&mut |r| {
+            r.finish(begun.elapsed());
+            Ok(())
+        });
         end
     }
 }

@@ -288,7 +288,7 @@ fn about(s: &Value) -> String {
     match (s["mode"].as_str(), s["recording_bytes"].as_i64()) {
         (Some("grant"), _) => lines.push("recorded on the device".to_owned()),
         (_, Some(bytes)) => {
-            lines.push(format!("recorded: {bytes} bytes, SHA-256 {}", text(s, "recording_sha256")))
+            lines.push(format!("recorded: {bytes} bytes, SHA-256 {}", text(s, "recording_sha256")));
         }
         _ => lines.push("no recording is kept".to_owned()),
     }

@@ -127,13 +127,13 @@ mod tests {
             operator().answer("open", &signed, offer.session_id, &TerminalTarget::Host).unwrap();
         let mut records = Records::default();
         records.push(&grant);
-        let (kind, body) = records.next().unwrap().unwrap();
+        let (kind, body) = records.whole().unwrap().unwrap();
         assert_eq!(kind, RecordKind::Grant);
         let grant: TerminalGrant =
             serde_json::from_slice(Envelope::parse::<TerminalGrant>(&body).unwrap().payload()).unwrap();
         let mut theirs = key.accept(&offer, &grant.operator_key).unwrap();
         records.push(&ours.says.seal(b"ls"));
-        assert_eq!(theirs.hears.open(&records.next().unwrap().unwrap().1).unwrap(), b"ls");
+        assert_eq!(theirs.hears.open(&records.whole().unwrap().unwrap().1).unwrap(), b"ls");
     }
 
     #[test]

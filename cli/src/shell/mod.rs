@@ -117,7 +117,7 @@ impl Terminal {
 
         let mut records = Records::default();
         let offer = loop {
-            match records.next() {
+            match records.whole() {
                 Ok(Some((RecordKind::Offer, body))) => break body,
                 Ok(Some(_)) | Err(_) => {
                     return Err(Failure::trust(
@@ -192,7 +192,7 @@ impl Terminal {
             if let Some((line, records)) = &mut self.line {
                 let mut plain = Vec::new();
                 let broken = |why: String| Failure::trust("line_broken", &self.what, why);
-                while let Some((kind, body)) = records.next().map_err(|e| broken(e.to_string()))? {
+                while let Some((kind, body)) = records.whole().map_err(|e| broken(e.to_string()))? {
                     if kind != RecordKind::Sealed {
                         return Err(broken("a record out of place".to_owned()));
                     }

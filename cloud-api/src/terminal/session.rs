@@ -20,6 +20,7 @@ use bytes::Bytes;
 use copal_protocol::{
     channel::{Closed, OpenTerminal, StreamOf},
     documents::MAX_TERMINAL_BYTES,
+    text::one_line,
 };
 use futures_util::{SinkExt as _, StreamExt as _, stream::SplitSink};
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,8 @@ use crate::{
 const ACCESS: Duration = Duration::from_secs(2);
 /// A ping this often keeps proxies from closing a quiet terminal.
 const PING: Duration = Duration::from_secs(20);
+/// Characters kept of what a device says of the end.
+const MESSAGE: usize = 1_000;
 /// How long the last message may take.
 const LAST: Duration = Duration::from_secs(2);
 
@@ -158,9 +161,8 @@ impl Session<'_> {
         }
         let typed = async {
             loop {
-                let message = match from_person.next().await {
-                    Some(Ok(message)) => message,
-                    Some(Err(_)) | None => return ended("left", "Whoever opened it went away."),
+                let Some(Ok(message)) = from_person.next().await else {
+                    return ended("left", "Whoever opened it went away.");
                 };
                 match message {
                     Message::Binary(bytes) => {
@@ -257,7 +259,7 @@ impl Session<'_> {
         let stream = match self.app.channels.open_stream(device, StreamOf::Terminal(open)).await {
             Ok(stream) => stream,
             Err(StreamError::Refused(closed)) => {
-                let message = line(&closed.message);
+                let message = one_line(&closed.message, MESSAGE);
                 return Err(Closed { code: code_of(&closed.code), message, ..closed });
             }
             Err(error) => {
@@ -325,7 +327,11 @@ impl Session<'_> {
     async fn end(&self, closed: &Closed) -> Result<()> {
         let recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner).take();
         let end = Ended {
-            closed: Closed { code: code_of(&closed.code), message: line(&closed.message), ..closed.clone() },
+            closed: Closed {
+                code: code_of(&closed.code),
+                message: one_line(&closed.message, MESSAGE),
+                ..closed.clone()
+            },
             bytes_in: self.bytes_in.load(Relaxed),
             bytes_out: self.bytes_out.load(Relaxed),
             recording: recording.map(Recording::finish),
@@ -394,9 +400,4 @@ pub(super) fn expire_later(app: &App, row: &SessionRow) {
             tracing::warn!(session = id, %problem, "a terminal that nobody came for could not be ended");
         }
     });
-}
-
-/// What a device said, as one line that is safe to show.
-fn line(message: &str) -> String {
-    copal_protocol::text::inert(message).replace(['\n', '\t'], " ").chars().take(1000).collect()
 }

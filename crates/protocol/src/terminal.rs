@@ -83,7 +83,7 @@ impl Records {
     ///
     /// # Errors
     /// [`LineError::Kind`]; nothing after it can be read.
-    pub fn next(&mut self) -> Result<Option<(RecordKind, Vec<u8>)>, LineError> {
+    pub fn whole(&mut self) -> Result<Option<(RecordKind, Vec<u8>)>, LineError> {
         let Some((head, rest)) = self.0.split_first_chunk::<RECORD_HEAD>() else { return Ok(None) };
         let kind = match head[0] {
             1 => RecordKind::Offer,
@@ -271,7 +271,7 @@ mod tests {
         let (mut records, mut found) = (Records::default(), Vec::new());
         for piece in bytes.chunks(piece) {
             records.push(piece);
-            while let Some((kind, body)) = records.next().unwrap() {
+            while let Some((kind, body)) = records.whole().unwrap() {
                 assert_eq!(kind, RecordKind::Sealed);
                 found.push(body);
             }
@@ -325,6 +325,6 @@ mod tests {
         }
         let mut records = Records::default();
         records.push(&[9, 0, 0]);
-        assert_eq!(records.next(), Err(LineError::Kind));
+        assert_eq!(records.whole(), Err(LineError::Kind));
     }
 }

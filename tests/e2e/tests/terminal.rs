@@ -505,7 +505,7 @@ async fn opening(world: &World, device: &str) -> (Web, TerminalOffer, Line, Stri
     assert_eq!(web.text().await["t"], "opened");
     let mut records = Records::default();
     let offer = loop {
-        if let Some((RecordKind::Offer, body)) = records.next().unwrap() {
+        if let Some((RecordKind::Offer, body)) = records.whole().unwrap() {
             break body;
         }
         records.push(&web.bytes().await);
@@ -596,7 +596,7 @@ impl Web {
                 }
                 _ => {}
             }
-            while let Some((_, body)) = records.next().unwrap() {
+            while let Some((_, body)) = records.whole().unwrap() {
                 shown.extend(line.hears.open(&body).unwrap());
             }
         }
