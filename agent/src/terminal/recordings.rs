@@ -114,20 +114,27 @@ pub(super) struct Recording {
 impl Recording {
     fn write(&mut self, lines: &str) -> io::Result<()> {
         self.written += lines.len() as u64;
-        if self.written > MAX_BYTES {
-            return Err(io::Error::other(format!("it would be larger than {MAX_BYTES} bytes")));
-        }
         self.file.write_all(lines.as_bytes())
+    }
+
+    /// Writes within the bound of one: what is not recorded does not go on.
+    fn go_on(&mut self, lines: &str) -> Result<(), End> {
+        if self.written + lines.len() as u64 > MAX_BYTES {
+            let why =
+                format!("the recording on the device has {MAX_BYTES} bytes, which is as many as it may");
+            return Err(End::because("bytes_over", why));
+        }
+        self.write(lines).map_err(|e| not_kept(Path::new(FOLDER), &e))
     }
 
     pub(super) fn output(&mut self, at: Duration, bytes: &[u8]) -> Result<(), End> {
         let lines = self.recorder.output(at, bytes);
-        self.write(&lines).map_err(|e| not_kept(Path::new(FOLDER), &e))
+        self.go_on(&lines)
     }
 
     pub(super) fn resize(&mut self, at: Duration, cols: u16, rows: u16) -> Result<(), End> {
         let lines = self.recorder.resize(at, cols, rows);
-        self.write(&lines).map_err(|e| not_kept(Path::new(FOLDER), &e))
+        self.go_on(&lines)
     }
 
     /// To the disk, as far as it came.
@@ -178,6 +185,13 @@ mod tests {
             let text = fs::read_to_string(recordings.path(record(n).session_id)).unwrap();
             assert_eq!(asciicast::output(&text), [b"\xff\x00 h\xc3\xa9", &[n][..]].concat());
         }
+        let mut long = recordings.begin(&record(99), 80, 24).unwrap();
+        let line = "x".repeat(1 << 20);
+        let ended = (0..40).find_map(|_| long.output(Duration::ZERO, line.as_bytes()).err()).unwrap();
+        assert_eq!(ended.code, "bytes_over");
+        assert!(long.written <= MAX_BYTES);
+        fs::remove_file(recordings.path(record(99).session_id)).unwrap();
+        recordings.begin(&record(98), 80, 24).unwrap();
         assert_eq!(fs::read_dir(dir.path().join(FOLDER)).unwrap().count(), KEPT);
         assert!(recordings.path(record(29).session_id).exists());
         assert_eq!(recordings.begin(&record(29), 80, 24).err().unwrap().code, "failed", "never written over");
