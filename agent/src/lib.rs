@@ -27,6 +27,7 @@ pub mod identity;
 pub mod images;
 pub mod logs;
 pub mod metrics;
+pub mod network;
 pub mod observe;
 pub mod orders;
 pub mod os;

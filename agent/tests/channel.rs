@@ -286,6 +286,7 @@ impl Agent {
             clock: Clock::default(),
             pace,
             max_bytes_month,
+            moved: watch::Sender::new(0).subscribe(),
             streams,
             outbox: outbox.clone(),
             budget: budget_writer,

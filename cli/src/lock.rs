@@ -216,6 +216,7 @@ mod tests {
             progress: None,
             host: None,
             agent: None,
+            health: None,
             agent_version: "0.1.0".to_owned(),
             os_version: String::new(),
             arch: "amd64".to_owned(),

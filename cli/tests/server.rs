@@ -231,6 +231,7 @@ fn join(world: &World, signer: Option<&SigningKey>, root: usize, lock: LockState
         progress: None,
         host: None,
         agent: None,
+        health: None,
         agent_version: "0.1.0".to_owned(),
         os_version: String::new(),
         arch: "amd64".to_owned(),

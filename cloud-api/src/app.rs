@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use object_store::{ObjectStore, local::LocalFileSystem};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -46,6 +47,8 @@ pub struct Inner {
     pub channels: Arc<channel::Memory>,
     /// Devices whose metrics somebody watches.
     pub live: telemetry::Memory,
+    /// Woken when a round begins.
+    pub rounds: Notify,
     /// The newest root of each fleet.
     pub roots: fleets::Roots,
     /// Keeps writers of blobs and their collector apart.
@@ -86,6 +89,7 @@ pub async fn open(config: Config) -> anyhow::Result<App> {
         devices,
         channels: Arc::default(),
         live: telemetry::Memory::default(),
+        rounds: Notify::new(),
         roots: fleets::Roots::default(),
         blob_gate: blobs::Gate::default(),
         builds: build::Queue::default(),

@@ -21,9 +21,10 @@
 //! | [`assignments`] | what each device should run, signed |
 //! | [`devices`] | what devices ask and report |
 //! | [`channel`] | what reaches devices at once, and which of them are connected |
-//! | [`commands`] | what people ask of one device, and what came of it |
 //! | [`telemetry`] | what devices tell of themselves besides reports: events, metrics, facts |
 //! | [`terminal`] | a person's shell on a device, its recording |
+//! | [`commands`] | what people ask of one device or of many, and what came of it |
+//! | `health` | what devices' health checks last found |
 //! | [`dashboard`] | pages |
 //! | [`backup`] | back-up and restore |
 //! | [`bus`] | hints between rooms and replicas |
@@ -49,6 +50,7 @@ pub mod dashboard;
 pub mod devices;
 pub mod error;
 pub mod git;
+pub(crate) mod health;
 pub mod keys;
 pub mod registry;
 pub mod releases;

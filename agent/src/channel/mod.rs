@@ -81,6 +81,8 @@ pub struct Deps {
     pub outbox: Arc<Outbox>,
     /// Where it is told how much of the budget is used.
     pub budget: watch::Sender<Option<Budget>>,
+    /// Counts changes of the way to the cloud: each ends the channel, which comes back the new way.
+    pub moved: watch::Receiver<u64>,
 }
 
 /// How a channel, or a try of one, ended.
@@ -124,13 +126,13 @@ impl Line {
         self.talk.outbox.next(room).map(DeviceFrame::Batch)
     }
 
-    /// Why a stream is not opened for want of budget. Terminals are somebody's who asked for them.
+    /// Why a stream is not opened for want of budget. Terminals and bundles are somebody's who asked for them.
     fn refuses(&mut self, of: &StreamOf) -> Option<streams::End> {
         let sheds = self.tell_budget();
         let left_out = match of {
             StreamOf::Logs { .. } => sheds >= Sheds::Logs,
             StreamOf::Metrics {} => sheds >= Sheds::Telemetry,
-            StreamOf::Terminal(_) | StreamOf::Unknown => false,
+            StreamOf::Terminal(_) | StreamOf::Bundle {} | StreamOf::Unknown => false,
         };
         let message = "the device's budget of bytes for this month (max_bytes_month) is nearly used";
         left_out.then(|| streams::End::because("over_budget", message))
@@ -178,6 +180,7 @@ pub async fn run(deps: Deps) {
         clock,
         pace,
         max_bytes_month,
+        mut moved,
         streams: kinds,
         outbox,
         budget,
@@ -207,9 +210,20 @@ pub async fn run(deps: Deps) {
     // Exchanges went well until a WebSocket was to be tried again.
     let mut exchanges_pass = false;
     loop {
-        let end = match by_exchange {
-            None => Box::pin(socket::run(&mut line)).await,
-            Some(until) => Box::pin(exchange::run(&mut line, until)).await,
+        let talking = async {
+            match by_exchange {
+                None => Box::pin(socket::run(&mut line)).await,
+                Some(until) => Box::pin(exchange::run(&mut line, until)).await,
+            }
+        };
+        let end = tokio::select! {
+            end = talking => end,
+            Ok(()) = moved.changed() => {
+                tracing::info!("the way to the cloud changed; the channel comes back by it");
+                line.talk.down();
+                by_exchange = None;
+                continue;
+            }
         };
         line.talk.down();
         let again = line.pace.socket_again;

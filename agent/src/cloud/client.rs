@@ -105,6 +105,8 @@ pub struct Cloud {
 
 struct State {
     address: Address,
+    /// Set by a person; absent: what the environment says.
+    proxy: Option<String>,
     client: Option<(reqwest::Client, Option<SystemTime>)>,
 }
 
@@ -113,7 +115,7 @@ impl Cloud {
     #[must_use]
     pub fn new(address: Address, clock: Clock, limits: Limits) -> Self {
         Self {
-            state: Mutex::new(State { address, client: None }),
+            state: Mutex::new(State { address, proxy: None, client: None }),
             current: AtomicUsize::new(0),
             clock,
             limits,
@@ -124,9 +126,22 @@ impl Cloud {
     pub fn set_address(&self, address: Address) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.address != address {
-            *state = State { address, client: None };
+            *state = State { address, proxy: state.proxy.take(), client: None };
             self.current.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Goes by this proxy from now on, by new connections only; absent: by what the environment says.
+    pub fn set_proxy(&self, proxy: Option<String>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.proxy = proxy;
+        state.client = None;
+    }
+
+    /// The proxy that is set. May hold a password.
+    #[must_use]
+    pub fn proxy(&self) -> Option<String> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).proxy.clone()
     }
 
     /// The base URLs it goes to.
@@ -234,13 +249,13 @@ impl Cloud {
         call: &Call<'_>,
         headers: &HeaderMap,
     ) -> Result<reqwest::Response, CloudError> {
-        let (address, base, count) = {
+        let (address, proxy, base, count) = {
             let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let urls = &state.address.urls;
             let base = urls[self.current.load(Ordering::Relaxed) % urls.len()].clone();
-            (state.address.clone(), base, urls.len())
+            (state.address.clone(), state.proxy.clone(), base, urls.len())
         };
-        let client = build(&address, &self.clock, None).map_err(CloudError::transport)?;
+        let client = build(&address, proxy.as_deref(), &self.clock, None).map_err(CloudError::transport)?;
         self.send_by(&client, (&base, count), call, headers, self.limits.first_byte).await
     }
 
@@ -304,13 +319,19 @@ impl Cloud {
         {
             return Ok((client.clone(), base, count));
         }
-        let client = build(&state.address, &self.clock, Some(KEEPALIVE)).map_err(CloudError::transport)?;
+        let built = build(&state.address, state.proxy.as_deref(), &self.clock, Some(KEEPALIVE));
+        let client = built.map_err(CloudError::transport)?;
         state.client = Some((client.clone(), resolver));
         Ok((client, base, count))
     }
 }
 
-fn build(address: &Address, clock: &Clock, keepalive: Option<Duration>) -> Result<reqwest::Client, String> {
+fn build(
+    address: &Address,
+    proxy: Option<&str>,
+    clock: &Clock,
+    keepalive: Option<Duration>,
+) -> Result<reqwest::Client, String> {
     let floored = clock.clone();
     let time: copal_tls::Clock = std::sync::Arc::new(move || floored.now());
     let mut tls =
@@ -331,11 +352,21 @@ fn build(address: &Address, clock: &Clock, keepalive: Option<Duration>) -> Resul
         .user_agent(concat!("copal-agent/", env!("CARGO_PKG_VERSION")));
     let only_here =
         address.urls.iter().all(|u| u.parse::<http::Uri>().is_ok_and(|u| u.host().is_some_and(is_loopback)));
-    if only_here {
-        // A proxy cannot reach this machine's own loopback.
-        builder = builder.no_proxy();
+    match proxy {
+        // A proxy elsewhere cannot reach this machine's own loopback; one on it can.
+        Some(proxy) if !only_here || is_here(proxy) => {
+            let proxy = reqwest::Proxy::all(proxy).map_err(|_| "the proxy that is set is none".to_owned())?;
+            builder = builder.proxy(proxy);
+        }
+        _ if only_here => builder = builder.no_proxy(),
+        _ => {}
     }
     builder.build().map_err(|e| format!("the HTTP client cannot be set up: {}", causes(&e)))
+}
+
+/// Whether a proxy is on this machine.
+fn is_here(proxy: &str) -> bool {
+    proxy.parse::<http::Uri>().is_ok_and(|uri| uri.host().is_some_and(is_loopback))
 }
 
 /// What a person can do about the commonest failures of TLS.

@@ -26,6 +26,7 @@ use crate::{
 /// Where one cannot be made.
 pub fn prepare(places: &Places) -> anyhow::Result<()> {
     folders(places)?;
+    time_folder(Path::new("/run/systemd"));
     let rooms = Rooms::open(places)?;
     let Some(cx) = rooms.context(places) else { return Ok(()) };
     let shared = Shared::new(places.run_dir.clone());
@@ -48,6 +49,15 @@ pub(super) fn folders(places: &Places) -> anyhow::Result<()> {
     folder(&places.run_dir, 0o755)?;
     folder(&places.run_dir.join("locks"), 0o755)?;
     folder(&places.run_dir.join("secrets"), 0o700)
+}
+
+/// Where the time service reads servers from. The agent's sandbox lets it write there only if it is there when it starts.
+fn time_folder(run: &Path) {
+    if run.is_dir()
+        && let Err(error) = folder(&run.join("timesyncd.conf.d"), 0o755)
+    {
+        tracing::warn!(%error, "time servers cannot be set from afar");
+    }
 }
 
 fn folder(path: &Path, mode: u32) -> anyhow::Result<()> {

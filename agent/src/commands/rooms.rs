@@ -13,6 +13,7 @@ use crate::{
     clock::{self, Clock, build_time, system_time},
     cloud::{Address, Cloud, Limits},
     identity::{Identity, Session},
+    network,
     orders::{self, Acks, Hands},
     os::OsConfig,
     plan::wanted::Context,
@@ -30,6 +31,7 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 pub(super) struct Rooms {
     pub clock: Clock,
     pub state: Arc<StateDir>,
+    pub cloud: Arc<Cloud>,
     pub session: Arc<Session>,
     pub store: Arc<Store>,
     /// The image's word of its slots; absent on a device whose operating system is not Copal's.
@@ -54,7 +56,8 @@ impl Rooms {
             .map_err(anyhow::Error::msg)
             .context("config_invalid: the cloud's address in copal.json cannot be used")?;
         let cloud = Arc::new(Cloud::new(address, clock.clone(), Limits::default()));
-        let session = Arc::new(Session::new(cloud, state.clone(), file.clone(), identity));
+        cloud.set_proxy(network::proxy(&state));
+        let session = Arc::new(Session::new(cloud.clone(), state.clone(), file.clone(), identity));
         let os = OsConfig::load(&places.os_config).map_err(anyhow::Error::msg)?;
         if let Some(os) = &os
             && os.device_type != file.device_type
@@ -79,7 +82,7 @@ impl Rooms {
             StoreSettings { platform, oci: settings::platform(), os_floor, clock: clock.clone() },
             (&root, &root_envelope),
         )?);
-        Ok(Self { clock, state, session, store, os, device_type: file.device_type })
+        Ok(Self { clock, state, cloud, session, store, os, device_type: file.device_type })
     }
 
     /// Two agents over one state folder would undo each other.

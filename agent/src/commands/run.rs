@@ -13,10 +13,11 @@
 //! | `terminal` | streams of the channel | shells, for as long as they may be |
 //! | `spool` | what happened, of all of them | events kept until the cloud has them |
 //! | `metrics` | files of the kernel, services | telemetry; samples for who watches |
+//! | `diagnostics::watch` | time, updates that ended | what health checks found |
 //! | `diagnostics::door` | questions of programs on this device | results of health checks |
 //! | watchdog | time | systemd's pings |
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
@@ -28,10 +29,15 @@ use super::rooms::Rooms;
 use crate::{
     apply::status::{AgentStatus, reason},
     channel, clock,
-    diagnostics::{self, Link, Tree},
+    diagnostics::{
+        self, Link, Tree,
+        fetch::Bundles,
+        watch::{self as rounds, Health},
+    },
     engine::Engine,
     images::Pulls,
     logs, metrics,
+    network::Network,
     orders::{self, Acks, RealHands, pause::Pause},
     os::{
         self, OsStatus,
@@ -85,12 +91,22 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let holds = Holds::open(rooms.state.clone(), &clock::boot_id());
     let acks = Arc::new(Acks::default());
     let (commands, told) = mpsc::channel(32);
+    let network = Arc::new(Network::open(rooms.state.clone(), rooms.cloud.clone(), Path::new("/")));
+    let health = Arc::new(Health::open(rooms.state.clone()));
     let link = Link::Own { session: rooms.session.clone(), store: rooms.store.clone() };
     let checks = diagnostics::Deps::new(places.clone(), rooms.clock.clone(), engine.clone(), link, true);
     let checks = Arc::new(checks.telling(notes.clone()));
-    let hands =
-        RealHands::new(asking, pause.clone(), nudges.clone(), rooms.reboot_command(places), checks.clone());
     let (log_streams, collect_logs) = service_logs(&rooms, places, engine.clone());
+    let hands = RealHands::new(
+        asking,
+        pause.clone(),
+        nudges.clone(),
+        rooms.reboot_command(places),
+        checks.clone(),
+        health.clone(),
+        network.clone(),
+    );
+    let bundles = Arc::new(Bundles::new(checks.clone(), rooms.state.clone()));
     let terminals = Arc::new(Terminals::new(terminal::Deps {
         doors: Box::new(terminal::doors::OwnDoors {
             engine: engine.clone(),
@@ -120,6 +136,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     };
     let kinds = channel::streams::Kinds {
         metrics: Some(Arc::new(metrics::Live(measuring.clone()))),
+        bundle: Some(bundles),
         terminal: Some(terminals.clone()),
         logs: Some(Arc::new(log_streams)),
     };
@@ -132,6 +149,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         state: rooms.state.clone(),
         clock: rooms.clock.clone(),
         pace: channel::pace::Pace::default(),
+        moved: network.moved(),
         max_bytes_month: places.max_bytes_month,
         streams: kinds,
         outbox: outbox.clone(),
@@ -165,10 +183,13 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
             agent: self_status,
             condition: condition.clone(),
             budget,
+            health: health.told(),
         },
         notes: notes.clone(),
         status_file: places.run_dir.join("status.json"),
     };
+    let rhythm = rounds::Rhythm::of(places.check_every);
+    let looking = rounds::run(checks.clone(), health, rhythm, status.clone());
     let (os_targets, os_condition) = (targets.clone(), condition.clone());
     let lines = move |asks| os::Lines {
         targets: os_targets,
@@ -204,7 +225,8 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         () = Box::pin(collect_logs) => false,
         () = pause.run() => false,
         () = Box::pin(update_os) => false,
-        () = Box::pin(diagnostics::door::serve(checks)) => false,
+        () = Box::pin(diagnostics::door::serve(checks.clone())) => false,
+        () = Box::pin(looking) => false,
         () = Box::pin(updater.run()) => true,
         () = watchdog() => false,
         () = stop_asked() => {

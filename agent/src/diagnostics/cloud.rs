@@ -140,6 +140,14 @@ fn failed(error: SessionError) -> Heard {
     }
 }
 
+/// Whether the cloud answers this device, or why not.
+pub(crate) async fn reach(link: &Link) -> Result<(), String> {
+    match read(link).await {
+        Heard::Answer { .. } => Ok(()),
+        other => Err(judge(&other).remove(0).detail),
+    }
+}
+
 /// Judges.
 #[must_use]
 pub fn judge(heard: &Heard) -> Vec<ProbeResult> {

@@ -9,7 +9,7 @@
 //! [`door`]; all else it sees better itself, outside the agent's sandbox.
 
 mod agent;
-mod ask;
+pub(crate) mod ask;
 pub mod bundle;
 mod clock;
 mod cloud;
@@ -18,6 +18,7 @@ mod disk_health;
 mod dns;
 pub mod door;
 mod engine;
+pub mod fetch;
 mod firmware;
 mod kernel_log;
 mod memory;
@@ -36,6 +37,7 @@ mod tree;
 mod undervoltage;
 mod update;
 mod verdicts;
+pub mod watch;
 #[cfg(test)]
 mod whole_tests;
 
@@ -48,6 +50,7 @@ use copal_protocol::diagnosis::{Diagnosis, MAX_RESULTS, PROBES, ProbeResult, Ver
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
+pub(crate) use cloud::reach;
 pub(crate) use network::Interface as Network;
 pub use tree::Tree;
 pub(crate) use tree::counter;
@@ -161,6 +164,15 @@ impl Deps {
             Link::Own { session, .. } => session.cloud().bases(),
             Link::Agent { bases } => bases.clone(),
             Link::None { cloud, .. } => cloud.as_ref().map(Cloud::bases).unwrap_or_default(),
+        }
+    }
+
+    /// The proxy that was set from afar.
+    fn proxy(&self) -> Option<String> {
+        match &self.link {
+            Link::Own { session, .. } => session.cloud().proxy(),
+            Link::Agent { .. } => None,
+            Link::None { cloud, .. } => cloud.as_ref().and_then(Cloud::proxy),
         }
     }
 
@@ -328,6 +340,7 @@ pub(crate) mod tests {
             metrics_every_s: 3600,
             log_bytes_service: 4 << 20,
             log_bytes: 32 << 20,
+            check_every: 0,
             reboot_command: "false".to_owned(),
         }
     }

@@ -53,13 +53,22 @@ pub(super) fn in_use(environment: impl Fn(&str) -> Option<String>, bases: &[Stri
     Some(without_userinfo(&whole))
 }
 
-/// Looks, and connects. `environment` gives a variable's value.
-pub async fn read(tree: &Tree, environment: impl Fn(&str) -> Option<String>, bases: &[String]) -> Seen {
-    let set =
+/// What a proxy that was set from afar is called.
+const SET: &str = "copal device network";
+
+/// Looks, and connects. `set` is what was set from afar, `environment` gives a variable's value.
+pub async fn read(
+    tree: &Tree,
+    set: Option<String>,
+    environment: impl Fn(&str) -> Option<String>,
+    bases: &[String],
+) -> Seen {
+    let given =
         VARIABLES.iter().find_map(|name| Some((*name, environment(name).filter(|v| !v.trim().is_empty())?)));
-    let Some((variable, value)) = set else { return Seen::None };
+    let is_set = set.is_some();
+    let Some((variable, value)) = set.map(|set| (SET, set)).or(given) else { return Seen::None };
     let exempt = environment("NO_PROXY").or_else(|| environment("no_proxy")).unwrap_or_default();
-    if !bases.is_empty() && bases.iter().all(|base| is_exempt(base, &exempt)) {
+    if !is_set && !bases.is_empty() && bases.iter().all(|base| is_exempt(base, &exempt)) {
         return Seen::Unused { variable };
     }
     let value = value.trim();
@@ -138,14 +147,18 @@ mod tests {
     async fn with(value: &str) -> (Seen, ProbeResult) {
         let (value, (_dir, tree)) = (value.to_owned(), super::super::tests::plant(&[]));
         let bases = ["https://cloud.example".to_owned()];
-        let seen = read(&tree, move |name| (name == "https_proxy").then(|| value.clone()), &bases).await;
+        let seen =
+            read(&tree, None, move |name| (name == "https_proxy").then(|| value.clone()), &bases).await;
         let result = judge(&seen).remove(0);
         (seen, result)
     }
 
     #[tokio::test]
     async fn a_proxy_that_is_away_fails_and_its_password_is_not_told() {
-        assert_eq!(judge(&read(&Tree::new("/nonexistent"), |_| None, &[]).await)[0].verdict, Verdict::Ok);
+        assert_eq!(
+            judge(&read(&Tree::new("/nonexistent"), None, |_| None, &[]).await)[0].verdict,
+            Verdict::Ok
+        );
         assert_eq!(with(" ").await.0, Seen::None);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

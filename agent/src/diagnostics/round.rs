@@ -52,7 +52,8 @@ impl<'a> Round<'a> {
             }
             dns::NAME => async { dns::judge(&dns::read(&deps.tree, &deps.bases()).await) }.boxed(),
             proxy::NAME => {
-                async { proxy::judge(&proxy::read(&deps.tree, deps.environment, &deps.bases()).await) }
+                let set = deps.proxy();
+                async move { proxy::judge(&proxy::read(&deps.tree, set, deps.environment, &deps.bases()).await) }
                     .boxed()
             }
             cloud::NAME => async { cloud::judge(&cloud::read(&deps.link).await) }.boxed(),

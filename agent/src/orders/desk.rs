@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use copal_protocol::{
     channel::{Ack, AckState, MAX_MESSAGE, Order, Read},
-    documents::{Act, Action},
+    documents::{Act, Action, Reason},
     envelope::Envelope,
     ids::CommandId,
     verify::{self, Verified},
@@ -118,9 +118,23 @@ async fn refuse_all(acks: &Acks, mut commands: mpsc::Receiver<Received>, error: 
     std::future::pending::<()>().await;
 }
 
+/// How an act ended.
+fn ended(end: Result<String, Reason>) -> End {
+    match end {
+        Ok(message) => End::done(message),
+        Err(why) if why.code == "not_supported" => End::not(AckState::Rejected, &why.code, why.message),
+        Err(why) => End::not(AckState::Failed, &why.code, why.message),
+    }
+}
+
 impl Desk {
     fn recover(&mut self) {
         let before = self.journal.clone();
+        for (id, act) in self.journal.cut_short() {
+            if let Some(end) = self.deps.hands.after_restart(&act) {
+                self.journal.end(id, ended(end));
+            }
+        }
         let again = self.journal.recover(&self.deps.boot_id);
         if self.journal != before
             && let Err(error) = self.save()
@@ -211,14 +225,7 @@ impl Desk {
         }
         let hands = self.deps.hands.clone();
         self.under_way.push(Box::pin(async move {
-            let end = match hands.act(act).await {
-                Ok(message) => End::done(message),
-                Err(why) if why.code == "not_supported" => {
-                    End::not(AckState::Rejected, &why.code, why.message)
-                }
-                Err(why) => End::not(AckState::Failed, &why.code, why.message),
-            };
-            Ended { id, end, read: false, tries: 0 }
+            Ended { id, end: ended(hands.act(act).await), read: false, tries: 0 }
         }));
     }
 

@@ -13,7 +13,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{blink, pause::Pause};
 use crate::{
     apply::status::reason,
-    diagnostics,
+    diagnostics::{self, watch::Health},
+    network::{Change, Network},
     supervisor::asks::{Ask, Asked},
     target::Nudges,
 };
@@ -29,6 +30,10 @@ pub trait Hands: Send + Sync {
     fn act(&self, act: Act) -> BoxFuture<'static, Result<String, Reason>>;
     /// Answers; code `not_supported` where this agent cannot.
     fn answer(&self, question: Question) -> BoxFuture<'static, Result<Value, Reason>>;
+    /// How an act ended that the end of an agent cut short, where that can be known.
+    fn after_restart(&self, _act: &Act) -> Option<Result<String, Reason>> {
+        None
+    }
 }
 
 /// The real ones.
@@ -45,6 +50,10 @@ pub struct RealHands {
     pub leds: PathBuf,
     /// What health checks look at.
     pub checks: Arc<diagnostics::Deps>,
+    /// What they last found.
+    pub health: Arc<Health>,
+    /// The proxy and the time servers.
+    pub network: Arc<Network>,
 }
 
 impl RealHands {
@@ -56,8 +65,10 @@ impl RealHands {
         nudges: watch::Sender<Nudges>,
         reboot: Vec<String>,
         checks: Arc<diagnostics::Deps>,
+        health: Arc<Health>,
+        network: Arc<Network>,
     ) -> Self {
-        Self { asks, pause, nudges, reboot, leds: PathBuf::from(blink::LEDS), checks }
+        Self { asks, pause, nudges, reboot, leds: PathBuf::from(blink::LEDS), checks, health, network }
     }
 
     fn ask(&self, what: Ask) -> BoxFuture<'static, Result<String, Reason>> {
@@ -92,6 +103,10 @@ impl Hands for RealHands {
                 ready(Ok("the cloud is asked for something new".to_owned()))
             }
             Act::Reboot {} => Box::pin(reboot(self.reboot.clone())),
+            Act::SetNetwork { proxy, ntp } => {
+                let (network, checks) = (self.network.clone(), self.checks.clone());
+                Box::pin(async move { network.set(Change { proxy, ntp }, &checks.link).await })
+            }
             Act::Blink { for_s } => match blink::find(&self.leds) {
                 None => ready(Err(reason("no_led", "this device has no light that the kernel knows"))),
                 Some(led) => Box::pin(async move {
@@ -108,15 +123,22 @@ impl Hands for RealHands {
     fn answer(&self, question: Question) -> BoxFuture<'static, Result<Value, Reason>> {
         match question {
             Question::Probes { names } => {
-                let checks = self.checks.clone();
+                let (checks, health) = (self.checks.clone(), self.health.clone());
                 Box::pin(async move {
                     let found = diagnostics::diagnose(&checks, &names)
                         .await
                         .map_err(|e| reason("probe_unknown", e.to_string()))?;
+                    health.took(&found);
                     serde_json::to_value(found).map_err(|e| reason("result_too_large", e.to_string()))
                 })
             }
+            Question::Network {} => ready(Ok(self.network.shown())),
         }
+    }
+
+    fn after_restart(&self, act: &Act) -> Option<Result<String, Reason>> {
+        let Act::SetNetwork { proxy, ntp } = act else { return None };
+        Some(self.network.ended(&Change { proxy: proxy.clone(), ntp: ntp.clone() }))
     }
 }
 

@@ -165,6 +165,13 @@ impl Journal {
         again
     }
 
+    /// What was under way when the agent died.
+    #[must_use]
+    pub fn cut_short(&self) -> Vec<(CommandId, Act)> {
+        let open = self.entries.iter().filter(|entry| entry.end.is_none());
+        open.map(|entry| (entry.id, entry.act.clone())).collect()
+    }
+
     /// Ends that the cloud may not have.
     #[must_use]
     pub fn untold(&self) -> Vec<Ack> {

@@ -31,6 +31,7 @@ pub const VERBS: &[&str] = &[
     "reboot",
     "check_update",
     "blink",
+    "set_network",
 ];
 
 /// What is denied.
@@ -242,6 +243,7 @@ mod tests {
             Act::Reboot {},
             Act::CheckUpdate {},
             Act::Blink { for_s: 1 },
+            Act::SetNetwork { proxy: None, ntp: None },
         ] {
             assert!(VERBS.contains(&act.verb()), "{act:?}");
         }

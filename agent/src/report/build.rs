@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use copal_protocol::{
+    diagnosis::HealthReport,
     documents::{Progress, Reason, Report, SPEC},
     ids::FleetId,
     telemetry::Budget,
@@ -65,6 +66,8 @@ pub struct Heard {
     pub condition: Condition,
     /// How many bytes the channel may take and took, where that is bounded.
     pub budget: Option<Budget>,
+    /// What health checks last found.
+    pub health: Option<HealthReport>,
 }
 
 impl Heard {
@@ -121,7 +124,7 @@ fn truncate(text: &mut String, most: usize) {
 /// The Report of this moment; `None` before enrolment.
 #[must_use]
 pub fn report(about: &About, heard: &Heard, counter: u64, now: u64) -> Option<Report> {
-    let Heard { status, os, agent, condition, budget } = heard;
+    let Heard { status, os, agent, condition, budget, health } = heard;
     let device_id = condition.device_id?;
     let running: BTreeMap<_, _> = status
         .apps
@@ -149,6 +152,7 @@ pub fn report(about: &About, heard: &Heard, counter: u64, now: u64) -> Option<Re
         progress: heard.progress(),
         host: os.host.clone(),
         agent: Some(agent.report.clone()),
+        health: health.clone(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         os_version: about.os_version.clone(),
         arch: about.arch.clone(),

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use copal_protocol::{envelope::Envelope, telemetry::Budget};
+use copal_protocol::{diagnosis::HealthReport, envelope::Envelope, telemetry::Budget};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -96,6 +96,8 @@ pub struct Listening {
     pub condition: watch::Receiver<Condition>,
     /// From the channel.
     pub budget: watch::Receiver<Option<Budget>>,
+    /// From the health checks.
+    pub health: watch::Receiver<Option<HealthReport>>,
 }
 
 impl Listening {
@@ -106,6 +108,7 @@ impl Listening {
             agent: self.agent.borrow_and_update().clone(),
             condition: self.condition.borrow_and_update().clone(),
             budget: *self.budget.borrow_and_update(),
+            health: self.health.borrow_and_update().clone(),
         }
     }
 
@@ -118,6 +121,7 @@ impl Listening {
                 Ok(()) = self.agent.changed() => {}
                 Ok(()) = self.condition.changed() => {}
                 Ok(()) = self.budget.changed() => {}
+                Ok(()) = self.health.changed() => {}
                 else => std::future::pending().await,
             }
         };

@@ -77,7 +77,7 @@ pub struct AppLine {
 
 /// Writes the file whole or not at all. For root only: log lines may tell things.
 pub(super) fn write(path: &Path, about: &About, heard: &Heard, now: u64) -> io::Result<()> {
-    let Heard { status, os, agent, condition, budget } = heard;
+    let Heard { status, os, agent, condition, budget, .. } = heard;
     let accepted = (condition.mark.assign_epoch, condition.mark.seq);
     let reason = heard.reason();
     let applied = heard.whole();

@@ -162,7 +162,7 @@ pub struct DeviceConfig {
 }
 
 /// Reads a filter; where it is wrong, shows the place.
-fn filter(word: &str) -> Result<Filter, String> {
+pub(super) fn filter(word: &str) -> Result<Filter, String> {
     word.parse()
         .map_err(|e: copal_filter::Error| format!("\n{}", crate::output::safe_lines(&e.pointed(word))))
 }

@@ -1,8 +1,8 @@
-//! Acts of one device: asked, and waited for until they ended.
+//! Acts of one device: asked, and waited for until they ended. Of many: [`rounds`](super::rounds).
 
 use std::time::Duration;
 
-use copal_protocol::diagnosis::Diagnosis;
+use copal_protocol::{diagnosis::Diagnosis, network as proto};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use crate::{
     context::Context,
     failure::{Failure, Kind, Result},
     http::{Api, seg},
-    output::{ago, short, text, when},
+    output::{ago, pairs, short, text, when},
 };
 
 /// How long the server holds a request for a command's end.
@@ -36,8 +36,20 @@ pub(super) async fn run(ctx: &Context, api: &Api, command: ActCommand) -> Result
             let args = if checks.is_empty() { json!({}) } else { json!({ "names": checks }) };
             (device, "probes", args, how)
         }
+        ActCommand::Network { device, proxy, ntp, how } => {
+            let args = network(proxy, ntp)?;
+            (device, if args == json!({}) { "network" } else { "set_network" }, args, how)
+        }
+        ActCommand::SupportBundle { device, out, force } => {
+            return super::bundles::fetch(ctx, api, &device, &out, force).await;
+        }
+        ActCommand::Health { device } => return super::devices::health(ctx, api, &device).await,
         ActCommand::Commands { device, limit } => return list(ctx, api, &device, limit).await,
     };
+    if let Some(filter) = &how.filter {
+        let wish = super::rounds::Wish { fleet: &device, filter, verb, args, how: &how };
+        return Box::pin(super::rounds::run(ctx, api, wish)).await;
+    }
     let device = ctx.device(api, &device).await?;
     let name = text(&device, "name");
     if verb == "purge_data" {
@@ -49,6 +61,30 @@ pub(super) async fn run(ctx: &Context, api: &Api, command: ActCommand) -> Result
     let made = asked.ask(api, &args, &how).await?;
     let came = if how.no_wait { made } else { asked.wait(ctx, api, made, &how).await? };
     asked.show(ctx, &came)
+}
+
+/// What is to be set. A password comes by standard input, never by the command line, which others on this machine can read.
+fn network(proxy: Option<String>, ntp: Option<Vec<String>>) -> Result<Value> {
+    let mut args = json!({});
+    if let Some(mut proxy) = proxy {
+        if proxy == "-" {
+            proxy.clone_from(&*crate::context::read_secret("proxy's URL")?);
+        } else if !proto::secrets_of(&proxy).is_empty() {
+            return Err(Failure::usage(
+                "set the proxy",
+                "a user or password on the command line is seen by everybody on this machine",
+            )
+            .next("--proxy - and the URL on standard input"));
+        }
+        proto::check_proxy(&proxy).map_err(|why| Failure::usage("set the proxy", why))?;
+        args["proxy"] = json!(proxy);
+    }
+    if let Some(servers) = ntp {
+        let servers = if servers == ["default"] { Vec::new() } else { servers };
+        proto::check_servers(&servers).map_err(|why| Failure::usage("set the time servers", why))?;
+        args["ntp"] = json!(servers);
+    }
+    Ok(args)
 }
 
 fn present(name: &str, value: Option<impl Into<Value>>) -> Value {
@@ -116,6 +152,11 @@ impl Asked {
         if self.verb == "probes" && state == "done" {
             return self.found(ctx, command);
         }
+        if self.verb == "network" && state == "done" {
+            let set = &command["result"];
+            ctx.out.result(set, || shown_network(set));
+            return Ok(());
+        }
         ctx.out.result(command, || format!("{}: {state} ({})", self.what(), short(&text(command, "id"))));
         if command["ended"] != true {
             ctx.out.remark(format!("see what comes of it: copal device commands {}", self.name));
@@ -132,6 +173,7 @@ impl Asked {
         match (state, code.as_str()) {
             ("unreachable", _) => failure.next("add --ttl 1d to let it wait for the device"),
             (_, "not_supported") => failure.next("the agent there is too old for this: copal os deploy"),
+            (_, "reverted") => failure.next("see that the device can reach what was set, then set it again"),
             (_, "policy_local") => failure.next("the device's own /etc/copal/policy.toml forbids it"),
             _ => failure.next(format!("copal device show {}", self.name)),
         }
@@ -157,6 +199,22 @@ impl Asked {
         ctx.out.result(result, || diagnosis.to_text());
         Ok(())
     }
+}
+
+/// What is set on a device.
+fn shown_network(set: &Value) -> String {
+    let or = |field: &str, otherwise: &str| {
+        let said = text(set, field);
+        if said.is_empty() { otherwise.to_owned() } else { said }
+    };
+    let servers: Vec<&str> = set["ntp"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let servers = if servers.is_empty() { "the system's own".to_owned() } else { servers.join(", ") };
+    pairs(&[
+        ("proxy", or("proxy", "none set here")),
+        ("time servers", servers),
+        ("set by", or("ntp_service", "no time service that can be set")),
+        ("last change", text(set, "last")),
+    ])
 }
 
 /// The exit of a state in which nothing was done, or not well; `None` where all is well so far.

@@ -125,6 +125,45 @@ async fn act(ctx: &Context, api: &Api, device: &Value, verb: &str) -> Result<()>
     Ok(())
 }
 
+/// Shows what the health checks of a device last found.
+pub(super) async fn health(ctx: &Context, api: &Api, device: &str) -> Result<()> {
+    let found = ctx.device(api, device).await?;
+    let (fleet, id) = (text(&found, "fleet"), text(&found, "device_id"));
+    let path = format!("/fleets/{}/devices/{}/health", seg(&fleet), seg(&id));
+    let health = api.get(&format!("show the health of device {}", text(&found, "name")), &path).await?;
+    ctx.out.result(&health, || checks(&health, ctx.now));
+    Ok(())
+}
+
+fn checks(health: &Value, now: u64) -> String {
+    let mut checks: Vec<&Value> = health["checks"].as_array().into_iter().flatten().collect();
+    if checks.is_empty() {
+        return "the device has not told of any health check yet".to_owned();
+    }
+    let worst = ["failed", "warning", "unknown", "ok"];
+    checks.sort_by_key(|c| worst.iter().position(|v| c["verdict"] == *v));
+    let rows = checks.into_iter().map(|c| {
+        let subject = text(c, "subject");
+        let name =
+            if subject.is_empty() { text(c, "name") } else { format!("{} {subject}", text(c, "name")) };
+        vec![
+            text(c, "verdict"),
+            name,
+            ago(&c["at"], now),
+            ago(&c["since"], now),
+            text(c, "detail"),
+            text(c, "advice"),
+        ]
+    });
+    table(&["verdict", "check", "looked", "since", "found", "what to do"], rows)
+}
+
+/// Health in one line.
+fn health_word(device: &Value, now: u64) -> String {
+    let health = text(device, "health");
+    if health.is_empty() { health } else { format!("{health} ({})", ago(&device["health_at"], now)) }
+}
+
 /// Why a device is not on target, in one sentence.
 pub(super) fn reason(device: &Value) -> String {
     let reason = &device["reason"];
@@ -181,6 +220,7 @@ fn human(device: &Value, now: u64) -> String {
         ("pinned to", short(&text(device, "pinned_release"))),
         ("target", format!("{} {}", short(&text(target, "release")), text(target, "version"))),
         ("committed", release_word(device)),
+        ("health", health_word(device, now)),
         ("on target", text(device, "on_target")),
         ("why not", reason(device)),
         ("what to do", text(&device["reason"], "next")),

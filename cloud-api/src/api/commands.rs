@@ -43,13 +43,23 @@ pub enum CommandDelivery {
     Store,
 }
 
+impl From<CommandDelivery> for Delivery {
+    fn from(delivery: CommandDelivery) -> Self {
+        match delivery {
+            CommandDelivery::Direct => Self::Direct,
+            CommandDelivery::Store => Self::Store,
+        }
+    }
+}
+
 /// What to ask.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewCommand {
     /// `restart_service`, `stop_service`, `start_service` (`service`), `purge_data` (`volume`, all where absent),
     /// `pause_updates` (`for_s`, until resumed where absent), `resume_updates`, `reboot`, `check_update`,
-    /// `blink` (`for_s`, 1 to 600), `probes` (`names`, all where absent).
+    /// `blink` (`for_s`, 1 to 600), `set_network` (`proxy`: a URL or `none`; `ntp`: a list, empty for the system's own; what is absent
+    /// stays), `probes` (`names`, all where absent), `network`.
     verb: String,
     /// Its arguments.
     #[serde(default)]
@@ -154,15 +164,7 @@ pub(crate) async fn create(
     Json(new): Json<NewCommand>,
 ) -> Result<(StatusCode, Json<Command>)> {
     let (fleet, device) = of(&app, &caller, &slug, &id).await?;
-    let asked = Asked {
-        verb: new.verb,
-        args: new.args,
-        delivery: match new.delivery {
-            CommandDelivery::Direct => Delivery::Direct,
-            CommandDelivery::Store => Delivery::Store,
-        },
-        ttl_s: new.ttl_s,
-    };
+    let asked = Asked { verb: new.verb, args: new.args, delivery: new.delivery.into(), ttl_s: new.ttl_s };
     let row = make(&app, &caller, &fleet, device, asked).await?;
     Ok((StatusCode::CREATED, Json(view(row)?)))
 }

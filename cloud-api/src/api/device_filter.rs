@@ -19,7 +19,7 @@ use crate::{
 /// How many devices are judged between two queries.
 const CHUNK: usize = 500;
 
-/// Tags of devices, by id.
+/// Tags of devices, or what their checks found, by id.
 pub(crate) type Tags = BTreeMap<String, BTreeMap<String, String>>;
 
 /// Reads a filter of a request.
@@ -96,23 +96,25 @@ async fn scan(
     most: usize,
 ) -> Result<Vec<String>> {
     let exact = select::is_exact(filter);
-    let wants_tags = filter.any_field(|field| matches!(field, Field::Tag(_)));
+    let wants_tags = !exact && filter.any_field(|field| matches!(field, Field::Tag(_)));
+    let wants_checks = !exact && filter.any_field(|field| matches!(field, Field::Check(_)));
     let versions = match filter.any_field(|field| *field == Field::Release) {
         true => versions(app, fleet).await?,
         false => HashMap::new(),
     };
-    let none = BTreeMap::new();
     let mut found = Vec::new();
     loop {
         let mut query = sqlx::QueryBuilder::new(rows::select_device!(light "WHERE d.fleet_id = "));
         narrow(&mut query, fleet, Some(filter), &after);
         query.push(CHUNK);
         let chunk: Vec<DeviceRow> = query.build_query_as().fetch_all(app.db.read()).await?;
-        let tags = if wants_tags && !exact { tags_between(app, fleet, &chunk).await? } else { Tags::new() };
+        let tags = if wants_tags { tags_between(app, fleet, &chunk).await? } else { Tags::new() };
+        let checks = if wants_checks { checks_between(app, fleet, &chunk).await? } else { Tags::new() };
         let last = chunk.len() < CHUNK;
         for row in chunk {
-            let tags = tags.get(&row.device_id).unwrap_or(&none);
-            if exact || is_meant(viewer, filter, &row, tags, &versions)? {
+            let of = |map: &Tags| map.get(&row.device_id).cloned();
+            let (tags, checks) = (of(&tags).unwrap_or_default(), of(&checks).unwrap_or_default());
+            if exact || is_meant(viewer, filter, &row, (&tags, &checks), &versions)? {
                 found.push(row.device_id.clone());
                 if found.len() == most {
                     return Ok(found);
@@ -131,7 +133,7 @@ fn is_meant(
     viewer: &Viewer<'_>,
     filter: &Filter,
     row: &DeviceRow,
-    tags: &BTreeMap<String, String>,
+    (tags, checks): (&BTreeMap<String, String>, &BTreeMap<String, String>),
     versions: &HashMap<String, String>,
 ) -> Result<bool> {
     let standing = viewer.standing(row)?;
@@ -152,6 +154,8 @@ fn is_meant(
         device_type: &row.device_type,
         on_target: standing.on_target,
         pinned: row.pinned_release.is_some(),
+        health: row.health.as_deref(),
+        checks,
         tags,
     }))
 }
@@ -170,6 +174,14 @@ async fn whole(app: &App, ids: &[String]) -> Result<Vec<DeviceRow>> {
     Ok(query.build_query_as().fetch_all(app.db.read()).await?)
 }
 
+/// Names of these devices, at most a page of them.
+///
+/// # Errors
+/// When the database fails.
+pub(crate) async fn names(app: &App, ids: &[String]) -> Result<Vec<String>> {
+    Ok(whole(app, ids).await?.into_iter().map(|row| row.name).collect())
+}
+
 /// The version of each release of the app.
 async fn versions(app: &App, fleet: &FleetRow) -> Result<HashMap<String, String>> {
     let found: Vec<(String, String)> =
@@ -182,16 +194,27 @@ async fn versions(app: &App, fleet: &FleetRow) -> Result<HashMap<String, String>
 
 /// The tags of devices that follow one another.
 pub(crate) async fn tags_between(app: &App, fleet: &FleetRow, devices: &[DeviceRow]) -> Result<Tags> {
-    let (Some(first), Some(last)) = (devices.first(), devices.last()) else { return Ok(Tags::new()) };
-    let found: Vec<(String, String, String)> = sqlx::query_as(
+    const TAGS: &str =
         "SELECT t.device_id, t.key, t.value FROM device_tags t JOIN devices d ON d.device_id = t.device_id
-         WHERE d.fleet_id = $1 AND d.device_id >= $2 AND d.device_id <= $3",
-    )
-    .bind(fleet.fleet_id.to_string())
-    .bind(&first.device_id)
-    .bind(&last.device_id)
-    .fetch_all(app.db.read())
-    .await?;
+         WHERE d.fleet_id = $1 AND d.device_id >= $2 AND d.device_id <= $3";
+    between(TAGS, app, fleet, devices).await
+}
+
+/// What the health checks of devices that follow one another last found.
+async fn checks_between(app: &App, fleet: &FleetRow, devices: &[DeviceRow]) -> Result<Tags> {
+    const CHECKS: &str = "SELECT c.device_id, c.name, c.verdict FROM device_checks c JOIN devices d ON d.device_id = c.device_id
+         WHERE d.fleet_id = $1 AND d.device_id >= $2 AND d.device_id <= $3";
+    between(CHECKS, app, fleet, devices).await
+}
+
+async fn between(query: &'static str, app: &App, fleet: &FleetRow, devices: &[DeviceRow]) -> Result<Tags> {
+    let (Some(first), Some(last)) = (devices.first(), devices.last()) else { return Ok(Tags::new()) };
+    let found: Vec<(String, String, String)> = sqlx::query_as(query)
+        .bind(fleet.fleet_id.to_string())
+        .bind(&first.device_id)
+        .bind(&last.device_id)
+        .fetch_all(app.db.read())
+        .await?;
     let mut out = Tags::new();
     for (device, key, value) in found {
         out.entry(device).or_default().insert(key, value);

@@ -81,6 +81,10 @@ pub struct Device {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub facts: Option<serde_json::Value>,
+    /// The worst verdict its health checks last found: `ok`, `unknown`, `warning` or `failed`; absent before the first round.
+    pub health: Option<String>,
+    /// When that was, Unix seconds.
+    pub health_at: Option<u64>,
     /// Unix seconds of the newest report.
     pub reported_at: Option<u64>,
     /// Unix seconds.
@@ -366,6 +370,8 @@ impl<'a> Viewer<'a> {
             reason: standing.reason.map(Into::into),
             progress: rows::stored::<documents::Progress>(row.progress.as_deref()).map(Into::into),
             facts: None,
+            health: row.health,
+            health_at: row.health_at.map(i64::unsigned_abs),
             reported_at: row.report_at.map(i64::unsigned_abs),
             created_at: row.created_at.unsigned_abs(),
         })

@@ -9,11 +9,13 @@ pub mod builds;
 pub mod commands;
 pub mod deploy;
 pub(crate) mod device_filter;
+pub mod device_health;
 pub mod device_views;
 pub mod devices;
 pub mod enrolment_tokens;
 pub mod events;
 mod extract;
+pub mod fleet_commands;
 pub mod fleets;
 pub mod health;
 pub mod host_releases;
@@ -28,6 +30,7 @@ pub mod roots;
 pub mod server;
 pub mod session;
 pub mod setup;
+pub mod support_bundle;
 pub mod telemetry;
 pub mod terminal;
 #[cfg(test)]
@@ -63,6 +66,9 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(telemetry::router())
         .merge(logs::router())
         .merge(terminal::router())
+        .merge(fleet_commands::router())
+        .merge(device_health::router())
+        .merge(support_bundle::router())
         .merge(releases::router())
         .merge(deploy::router())
         .merge(variables::router())

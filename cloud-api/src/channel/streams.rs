@@ -68,6 +68,7 @@ impl From<StreamError> for Problem {
                     "service_unknown" => "service_unknown",
                     "policy_local" => "policy_local",
                     "over_budget" => "over_budget",
+                    "busy" => "busy",
                     _ => "stream_refused",
                 };
                 let said: String = inert(&message).chars().take(500).collect();
@@ -83,12 +84,13 @@ pub(super) struct Features {
     logs: bool,
     terminal: bool,
     metrics: bool,
+    bundle: bool,
 }
 
 impl Features {
     pub(super) fn of(words: &[String]) -> Self {
         let has = |word: &str| words.iter().any(|w| w == word);
-        Self { logs: has("logs"), terminal: has("terminal"), metrics: has("metrics") }
+        Self { logs: has("logs"), terminal: has("terminal"), metrics: has("metrics"), bundle: has("bundle") }
     }
 
     fn have(self, of: &StreamOf) -> bool {
@@ -96,6 +98,7 @@ impl Features {
             StreamOf::Logs { .. } => self.logs,
             StreamOf::Terminal(_) => self.terminal,
             StreamOf::Metrics {} => self.metrics,
+            StreamOf::Bundle {} => self.bundle,
             StreamOf::Unknown => false,
         }
     }

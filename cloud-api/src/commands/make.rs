@@ -3,7 +3,7 @@
 use copal_protocol::{
     documents::{Act, Action, Delivery, MAX_TTL_S, SPEC},
     envelope::Envelope,
-    ids::{CommandId, DeviceId},
+    ids::{CommandId, DeviceId, FleetId},
 };
 use serde_json::{Map, Value, json};
 
@@ -36,11 +36,44 @@ pub(crate) struct Asked {
     pub(crate) ttl_s: Option<u32>,
 }
 
+/// What is asked, judged: of one device, or of each of many.
+#[derive(Debug)]
+pub(super) struct Judged {
+    pub(super) wanted: Wanted,
+    pub(super) verb: String,
+    /// As they may be shown.
+    pub(super) args: Map<String, Value>,
+    pub(super) delivery: Delivery,
+    pub(super) ttl_s: u32,
+    pub(super) asked_by: String,
+    pub(super) why: String,
+    /// The round it belongs to.
+    pub(super) fleet_command: Option<i64>,
+}
+
+/// Judges what is asked.
+///
+/// # Errors
+/// `verb_unknown`, `args_invalid`, `ttl_missing`, `ttl_invalid`, `role_insufficient`.
+pub(super) fn judge(caller: &Caller, fleet: &FleetRow, asked: Asked) -> Result<Judged> {
+    let wanted = order::parse(&asked.verb, &asked.args)?;
+    caller.may(wanted.needs(), Some(fleet))?;
+    Ok(Judged {
+        wanted,
+        ttl_s: ttl(asked.delivery, asked.ttl_s)?,
+        verb: asked.verb,
+        args: order::shown(&asked.args),
+        delivery: asked.delivery,
+        asked_by: caller.who.clone(),
+        why: caller.why.clone(),
+        fleet_command: None,
+    })
+}
+
 /// Asks something of a device of this fleet.
 ///
 /// # Errors
-/// `verb_unknown`, `args_invalid`, `ttl_missing`, `ttl_invalid`, `role_insufficient`,
-/// `device_not_accepted`, `clone_suspected`, `too_many_commands`.
+/// Those of [`judge`], `device_not_accepted`, `clone_suspected`, `too_many_commands`.
 pub(crate) async fn make(
     app: &App,
     caller: &Caller,
@@ -48,54 +81,67 @@ pub(crate) async fn make(
     device: DeviceId,
     asked: Asked,
 ) -> Result<CommandRow> {
-    let wanted = order::parse(&asked.verb, &asked.args)?;
-    caller.may(wanted.needs(), Some(fleet))?;
-    let ttl_s = ttl(asked.delivery, asked.ttl_s)?;
+    let judged = judge(caller, fleet, asked)?;
+    let mut tx = app.db.write().await?;
+    let row = ask(app, &mut tx, fleet.fleet_id, device, &judged, app::now()).await?;
+    let detail = json!({
+        "command": row.id, "verb": judged.verb, "args": judged.args, "ttl_s": judged.ttl_s,
+        "delivery": rows::delivery_word(judged.delivery),
+    });
+    audit::record(&mut tx, caller, "command.create", &format!("device:{device}"), detail).await?;
+    tx.commit().await?;
+    asked_one(app, fleet.fleet_id, device, &row);
+    Ok(row)
+}
+
+/// Asks one device, within a write. What is for now or not at all ends at once where the device is away.
+pub(super) async fn ask(
+    app: &App,
+    tx: &mut Tx,
+    fleet: FleetId,
+    device: DeviceId,
+    judged: &Judged,
+    now: u64,
+) -> Result<CommandRow> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(Problem::internal)?;
     let id = CommandId::from_bytes(id);
-
-    let mut tx = app.db.write().await?;
-    may_be_asked(&mut tx, device).await?;
-    let now = app::now();
-    let envelope = match wanted {
-        Wanted::Act(act) => {
-            Some(sign(app, &mut tx, fleet, device, id, act, asked.delivery, ttl_s, now).await?)
-        }
+    may_be_asked(tx, device).await?;
+    let (delivery, ttl_s) = (judged.delivery, judged.ttl_s);
+    let envelope = match &judged.wanted {
+        Wanted::Act(act) => Some(sign(app, tx, fleet, device, id, act.clone(), delivery, ttl_s, now).await?),
         Wanted::Ask(_) => None,
     };
     let new = New {
         id: id.to_string(),
         device,
-        args: Value::Object(asked.args.clone()).to_string(),
-        delivery: asked.delivery,
+        verb: judged.verb.clone(),
+        args: Value::Object(judged.args.clone()).to_string(),
+        delivery,
         ttl_s,
-        asked_by: caller.who.clone(),
-        why: caller.why.clone(),
+        asked_by: judged.asked_by.clone(),
+        why: judged.why.clone(),
         envelope,
+        fleet_command: judged.fleet_command,
         created_at: now,
-        due_at: state::due(CommandState::Queued, asked.delivery, ttl_s, now),
-        verb: asked.verb,
+        due_at: state::due(CommandState::Queued, delivery, ttl_s, now),
     };
-    let mut row = rows::insert(&mut tx, &new).await?;
-    let detail = json!({
-        "command": new.id, "verb": new.verb, "args": asked.args, "delivery": rows::delivery_word(asked.delivery),
-        "ttl_s": ttl_s,
-    });
-    audit::record(&mut tx, caller, "command.create", &format!("device:{device}"), detail).await?;
-    let away = asked.delivery == Delivery::Direct && !app.channels.is_open(device);
-    if away {
-        row = end::end(&mut tx, &row, now).await?.unwrap_or(row);
-    }
-    tx.commit().await?;
-    tell(app, &fleet.fleet_id.to_string(), &row);
-    if !away {
-        app.channels.stir(app, device);
-        if asked.delivery == Delivery::Direct {
-            end::later(app, device, new.id);
-        }
+    let row = rows::insert(tx, &new).await?;
+    if delivery == Delivery::Direct && !app.channels.is_open(device) {
+        return Ok(end::end(tx, &row, now).await?.unwrap_or(row));
     }
     Ok(row)
+}
+
+/// What follows when that is committed.
+pub(super) fn asked_one(app: &App, fleet: FleetId, device: DeviceId, row: &CommandRow) {
+    tell(app, &fleet.to_string(), row);
+    if row.ended_at.is_none() {
+        app.channels.stir(app, device);
+        if row.delivery() == Delivery::Direct {
+            end::later(app, device, row.id.clone());
+        }
+    }
 }
 
 fn ttl(delivery: Delivery, asked: Option<u32>) -> Result<u32> {
@@ -137,7 +183,7 @@ async fn may_be_asked(tx: &mut Tx, device: DeviceId) -> Result<()> {
 async fn sign(
     app: &App,
     tx: &mut Tx,
-    fleet: &FleetRow,
+    fleet: FleetId,
     device: DeviceId,
     id: CommandId,
     act: Act,
@@ -157,7 +203,7 @@ async fn sign(
         .await?;
     let action = Action {
         spec: SPEC,
-        fleet_id: fleet.fleet_id,
+        fleet_id: fleet,
         device_id: device,
         id,
         seq,

@@ -3,6 +3,7 @@
 use copal_protocol::{
     channel::Question,
     documents::{Act, MAX_TTL_S},
+    network,
 };
 use serde_json::{Map, Value};
 
@@ -22,7 +23,9 @@ pub(crate) const VERBS: &[&str] = &[
     "reboot",
     "check_update",
     "blink",
+    "set_network",
     "probes",
+    "network",
 ];
 /// The longest a device blinks, seconds; devices refuse more.
 const MAX_BLINK_S: u32 = 600;
@@ -46,6 +49,12 @@ impl Wanted {
             Self::Ask(_) => auth::Act::Read,
         }
     }
+
+    /// Whether it takes something away, or may cut a device off: nobody asks that of many devices by mistake.
+    pub(crate) const fn is_grave(&self) -> bool {
+        use Act::{PurgeData, Reboot, SetNetwork, StopService};
+        matches!(self, Self::Act(PurgeData { .. } | Reboot {} | SetNetwork { .. } | StopService { .. }))
+    }
 }
 
 /// Reads a verb and its arguments.
@@ -67,7 +76,7 @@ pub(crate) fn parse(verb: &str, args: &Map<String, Value>) -> Result<Wanted> {
     let mut object = args.clone();
     object.insert("verb".to_owned(), verb.into());
     let object = Value::Object(object);
-    let wanted = if verb == "probes" {
+    let wanted = if matches!(verb, "probes" | "network") {
         serde_json::from_value(object).map(Wanted::Ask)
     } else {
         serde_json::from_value(object).map(Wanted::Act)
@@ -88,9 +97,21 @@ pub(crate) fn parse(verb: &str, args: &Map<String, Value>) -> Result<Wanted> {
                 return Err(bad(format!("names are at most {MAX_NAMES} words of a-z, 0-9 and _")));
             }
         }
-        Wanted::Act(_) => {}
+        Wanted::Act(Act::SetNetwork { proxy, ntp }) => {
+            network::check(proxy.as_deref(), ntp.as_deref()).map_err(bad)?;
+        }
+        Wanted::Act(_) | Wanted::Ask(Question::Network {}) => {}
     }
     Ok(wanted)
+}
+
+/// Arguments as they may be shown and kept: a proxy's user and password are taken out.
+pub(crate) fn shown(args: &Map<String, Value>) -> Map<String, Value> {
+    let mut shown = args.clone();
+    if let Some(Value::String(proxy)) = shown.get_mut("proxy") {
+        *proxy = network::shown_proxy(proxy);
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -110,11 +131,13 @@ mod tests {
             let args = match *verb {
                 "restart_service" | "stop_service" | "start_service" => service.clone(),
                 "blink" => json!({"for_s": 30}),
+                "set_network" => json!({"ntp": []}),
                 _ => json!({}),
             };
             match of(verb, &args).unwrap() {
                 Wanted::Act(act) => assert_eq!(act.verb(), *verb),
                 Wanted::Ask(Question::Probes { names }) => assert!(names.is_empty() && *verb == "probes"),
+                Wanted::Ask(Question::Network {}) => assert_eq!(*verb, "network"),
             }
         }
     }
@@ -135,11 +158,26 @@ mod tests {
             ("blink", json!({"for_s": 601}), "args_invalid"),
             ("pause_updates", json!({"for_s": 2_592_001}), "args_invalid"),
             ("probes", json!({"names": ["a b"]}), "args_invalid"),
+            ("network", json!({"names": []}), "args_invalid"),
+            ("set_network", json!({}), "args_invalid"),
+            ("set_network", json!({"proxy": "proxy:3128"}), "args_invalid"),
+            ("set_network", json!({"ntp": ["a b"]}), "args_invalid"),
             ("probes", json!({"names": vec!["a"; 65]}), "args_invalid"),
         ] {
             assert_eq!(of(verb, &args).unwrap_err().code(), code, "{verb} {args}");
         }
         assert!(of("pause_updates", &json!({"for_s": 2_592_000})).is_ok());
         assert!(of("purge_data", &json!({"volume": "data"})).is_ok());
+    }
+
+    #[test]
+    fn a_proxys_password_is_neither_shown_nor_complained_of() {
+        let args = json!({"proxy": "http://me:hunter2@proxy:3128", "ntp": ["ntp.example"]});
+        assert!(of("set_network", &args).unwrap().is_grave());
+        let kept = shown(args.as_object().unwrap());
+        assert_eq!(kept["proxy"], "http://(redacted)@proxy:3128");
+        assert_eq!(kept["ntp"], args["ntp"]);
+        let problem = of("set_network", &json!({"proxy": "http://me:hunter2@proxy/path"})).unwrap_err();
+        assert!(!format!("{problem:?} {problem}").contains("hunter2"), "{problem}");
     }
 }

@@ -2,7 +2,10 @@
 
 use copal_protocol::{documents::Delivery, ids::DeviceId};
 
-use super::state::{self, CommandState};
+use super::{
+    many,
+    state::{self, CommandState},
+};
 use crate::{
     app::App,
     error::{Problem, Result},
@@ -41,6 +44,8 @@ pub(crate) struct CommandRow {
     pub(crate) due_at: i64,
     /// Of the channel it was last sent on.
     epoch: Option<i64>,
+    /// The round it belongs to.
+    pub(super) fleet_command: Option<i64>,
 }
 
 impl CommandRow {
@@ -85,6 +90,7 @@ pub(super) struct New {
     pub(super) asked_by: String,
     pub(super) why: String,
     pub(super) envelope: Option<Vec<u8>>,
+    pub(super) fleet_command: Option<i64>,
     pub(super) created_at: u64,
     pub(super) due_at: u64,
 }
@@ -104,8 +110,9 @@ pub(super) async fn insert(tx: &mut Tx, new: &New) -> Result<CommandRow> {
         ));
     }
     sqlx::query(
-        "INSERT INTO commands (id, device_id, verb, args, delivery, ttl_s, asked_by, why, envelope, state, created_at, due_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'queued', $10, $11)",
+        "INSERT INTO commands (id, device_id, verb, args, delivery, ttl_s, asked_by, why, envelope, state, created_at, due_at,
+            fleet_command)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'queued', $10, $11, $12)",
     )
     .bind(&new.id)
     .bind(&device)
@@ -118,6 +125,7 @@ pub(super) async fn insert(tx: &mut Tx, new: &New) -> Result<CommandRow> {
     .bind(&new.envelope)
     .bind(new.created_at.cast_signed())
     .bind(new.due_at.cast_signed())
+    .bind(new.fleet_command)
     .execute(&mut **tx)
     .await?;
     sqlx::query(
@@ -157,7 +165,8 @@ pub(crate) async fn one(app: &App, device: &str, id: &str) -> Result<Option<Comm
 pub(crate) async fn list(app: &App, device: &str, before: i64, limit: i64) -> Result<Vec<CommandRow>> {
     Ok(sqlx::query_as(
         "SELECT number, id, device_id, verb, args, delivery, ttl_s, asked_by, why, NULL AS envelope, state, code, message,
-            NULL AS result, created_at, delivered_at, accepted_at, running_at, ended_at, due_at, epoch
+            NULL AS result, created_at, delivered_at, accepted_at, running_at, ended_at, due_at, epoch,
+            fleet_command
          FROM commands WHERE device_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3",
     )
     .bind(device)
@@ -213,13 +222,14 @@ pub(super) struct Step<'a> {
     pub(super) result: Option<&'a str>,
 }
 
-/// Writes a further state down.
+/// Writes a further state down. What was signed is not sent again after the end, and may hold a secret: it goes.
 pub(super) async fn step(tx: &mut Tx, row: &CommandRow, step: &Step<'_>, now: u64) -> Result<()> {
     let at = |is: bool| is.then_some(now.cast_signed());
     let due = state::due(step.state, row.delivery(), row.ttl_s(), row.created_at.unsigned_abs());
     sqlx::query(
         "UPDATE commands SET state = $2, code = $3, message = $4, result = $5,
-            accepted_at = COALESCE(accepted_at, $6), running_at = COALESCE(running_at, $7), ended_at = $8, due_at = $9
+            accepted_at = COALESCE(accepted_at, $6), running_at = COALESCE(running_at, $7), ended_at = $8, due_at = $9,
+            envelope = CASE WHEN $8 IS NOT NULL AND envelope IS NOT NULL THEN x'' ELSE envelope END
          WHERE number = $1",
     )
     .bind(row.number)
@@ -233,5 +243,8 @@ pub(super) async fn step(tx: &mut Tx, row: &CommandRow, step: &Step<'_>, now: u6
     .bind(due.cast_signed())
     .execute(&mut **tx)
     .await?;
+    if let Some(round) = row.fleet_command {
+        many::step(tx, round, row, step, now).await?;
+    }
     Ok(())
 }

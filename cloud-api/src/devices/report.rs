@@ -22,7 +22,7 @@ use crate::{
     app::{self, App},
     bus::Event,
     error::{Problem, Result},
-    telemetry,
+    health, telemetry,
 };
 
 /// The most of a device's texts that is kept.
@@ -118,6 +118,9 @@ async fn take(app: &App, entry: &super::memory::Entry, report: &Report, body: &[
     // The device may have told of this commit itself.
     if rows::same_commit(&mut tx, &old.device_id, committed.as_deref()).await?.is_some() {
         events.retain(|event| event.kind != "committed");
+    }
+    if let Some(found) = &report.health {
+        health::take(&mut tx, entry.device_id, old.health_told, found, now).await?;
     }
     rows::add_events(&mut tx, entry.device_id, now, &events).await?;
     telemetry::facts::store_budget(&mut tx, entry.device_id, report.ext.as_ref(), now).await?;

@@ -131,6 +131,9 @@ pub(crate) struct DeviceRow {
     pub(crate) agent_report: Option<String>,
     pub(crate) running_os: Option<String>,
     pub(crate) running_agent: Option<String>,
+    pub(crate) health: Option<String>,
+    pub(crate) health_at: Option<i64>,
+    pub(crate) health_told: Option<i64>,
     // Of the assignment.
     pub(crate) assigned_release: Option<String>,
     pub(crate) os_id: Option<String>,
@@ -154,7 +157,7 @@ macro_rules! select_device {
              d.clone_suspected, d.report_counter, d.report_epoch, d.report_at, d.agent_version, d.os_version,
              d.root_version, d.lock_state, d.seq_applied, d.committed_release, d.reason, d.held_back,
              d.held_back_os, d.held_back_agent, d.pinned_os, d.pinned_agent, d.host_report, d.agent_report, d.running_os,
-             d.running_agent, a.release_id AS assigned_release, a.os_id, a.agent_id, a.assign_epoch, a.seq, ",
+             d.running_agent, d.health, d.health_at, d.health_told, a.release_id AS assigned_release, a.os_id, a.agent_id, a.assign_epoch, a.seq, ",
             $heavy,
             " FROM devices d LEFT JOIN assignments a ON a.device_id = d.device_id ",
             $rest

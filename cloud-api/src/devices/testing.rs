@@ -270,6 +270,7 @@ impl Device {
             progress: None,
             host: None,
             agent: None,
+            health: None,
             agent_version: "0.1.0".to_owned(),
             os_version: "Debian".to_owned(),
             arch: "amd64".to_owned(),

@@ -25,6 +25,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "filter_audit", include_str!("../../migrations/0005_filter_audit.sql")),
     (6, "terminal", include_str!("../../migrations/0006_terminal.sql")),
     (7, "telemetry", include_str!("../../migrations/0007_telemetry.sql")),
+    (9, "rounds", include_str!("../../migrations/0009_rounds.sql")),
     (10, "members", include_str!("../../migrations/0010_members.sql")),
 ];
 

@@ -31,6 +31,10 @@ pub enum Field {
     OnTarget,
     /// Whether it is pinned to a release.
     Pinned,
+    /// The worst verdict its health checks last found: one of [`VERDICTS`].
+    Health,
+    /// What one health check last found, by its name: one of [`VERDICTS`].
+    Check(String),
     /// A tag, by its key.
     Tag(String),
 }
@@ -51,7 +55,10 @@ pub enum Kind {
 /// What `state` can be.
 pub const STATES: &[&str] = &["pending", "preauthorised", "accepted", "rejected", "revoked"];
 
-/// Every field but tags, by its name.
+/// What `health` and `check.<name>` can be; the worst is last.
+pub const VERDICTS: &[&str] = &["ok", "unknown", "warning", "failed"];
+
+/// Every field but tags and checks, by its name.
 pub(crate) const NAMED: &[(&str, Field)] = &[
     ("name", Field::Name),
     ("id", Field::Id),
@@ -66,10 +73,13 @@ pub(crate) const NAMED: &[(&str, Field)] = &[
     ("device_type", Field::DeviceType),
     ("on_target", Field::OnTarget),
     ("pinned", Field::Pinned),
+    ("health", Field::Health),
 ];
 
 /// The most characters of a tag's key.
 const MAX_KEY: usize = 63;
+/// The most characters of a check's name.
+const MAX_CHECK: usize = 32;
 
 impl Field {
     /// What it holds.
@@ -82,6 +92,8 @@ impl Field {
             | Self::Reason
             | Self::Arch
             | Self::DeviceType
+            | Self::Health
+            | Self::Check(_)
             | Self::Tag(_) => Kind::Text,
             Self::Agent | Self::Os | Self::Release => Kind::Version,
             Self::Online | Self::OnTarget | Self::Pinned => Kind::Flag,
@@ -92,13 +104,24 @@ impl Field {
     /// Whether a device may be without it, so that `has` makes sense.
     #[must_use]
     pub const fn may_be_absent(&self) -> bool {
-        matches!(self, Self::LastSeen | Self::Agent | Self::Os | Self::Release | Self::Reason | Self::Tag(_))
+        matches!(
+            self,
+            Self::LastSeen
+                | Self::Agent
+                | Self::Os
+                | Self::Release
+                | Self::Reason
+                | Self::Health
+                | Self::Check(_)
+                | Self::Tag(_)
+        )
     }
 
     /// The only values it has, where they are known.
     pub(crate) const fn words(&self) -> Option<&'static [&'static str]> {
         match self {
             Self::State => Some(STATES),
+            Self::Health | Self::Check(_) => Some(VERDICTS),
             _ => None,
         }
     }
@@ -108,6 +131,7 @@ impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tag(key) => write!(f, "tag.{key}"),
+            Self::Check(name) => write!(f, "check.{name}"),
             other => {
                 let name = NAMED.iter().find(|(_, field)| field == other).map_or("", |(name, _)| name);
                 f.write_str(name)
@@ -121,6 +145,8 @@ impl fmt::Display for Field {
 pub(crate) enum NoField {
     /// A tag whose key cannot be one.
     Key,
+    /// A check whose name cannot be one.
+    Check,
     /// None of ours.
     Unknown,
 }
@@ -134,6 +160,14 @@ impl Field {
                 Err(NoField::Key)
             } else {
                 Ok(Self::Tag(key.to_owned()))
+            };
+        }
+        if let Some(name) = word.strip_prefix("check.") {
+            let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            return if name.is_empty() || name.len() > MAX_CHECK || !name.chars().all(sound) {
+                Err(NoField::Check)
+            } else {
+                Ok(Self::Check(name.to_owned()))
             };
         }
         NAMED.iter().find(|(name, _)| *name == word).map(|(_, field)| field.clone()).ok_or(NoField::Unknown)

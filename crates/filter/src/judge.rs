@@ -33,6 +33,10 @@ pub struct Device<'a> {
     pub on_target: bool,
     /// Whether it is pinned to a release.
     pub pinned: bool,
+    /// The worst verdict its health checks last found.
+    pub health: Option<&'a str>,
+    /// What each of these last found.
+    pub checks: &'a BTreeMap<String, String>,
     /// Its tags.
     pub tags: &'a BTreeMap<String, String>,
 }
@@ -50,6 +54,8 @@ impl Device<'_> {
             Field::Arch => Some(self.arch),
             Field::DeviceType => Some(self.device_type),
             Field::Tag(key) => self.tags.get(key).map(String::as_str),
+            Field::Health => self.health,
+            Field::Check(name) => self.checks.get(name).map(String::as_str),
             Field::Online | Field::OnTarget | Field::Pinned | Field::LastSeen => None,
         }
     }

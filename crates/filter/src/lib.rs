@@ -35,7 +35,7 @@ mod pattern;
 mod tree;
 
 pub use error::Error;
-pub use field::{Field, Kind, STATES};
+pub use field::{Field, Kind, STATES, VERDICTS};
 pub use judge::Device;
 pub use pattern::Pattern;
 pub use tree::{Check, Expr, Order, Test};

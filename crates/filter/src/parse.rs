@@ -295,6 +295,10 @@ fn field(token: &Token) -> Result<Field, Error> {
             "{} names no tag: after `tag.` stand 1 to 63 letters, digits, `_`, `.`, `-` and `/`",
             quoted(word)
         )),
+        NoField::Check => at(format!(
+            "{} names no health check: after `check.` stand 1 to 32 of a-z, 0-9 and `_`, as in check.disk",
+            quoted(word)
+        )),
         NoField::Unknown => {
             let names = NAMED.iter().map(|(name, _)| *name);
             let tag =
@@ -304,7 +308,7 @@ fn field(token: &Token) -> Result<Field, Error> {
                 Some("tag") => "A tag is written tag.site.".to_owned(),
                 Some(meant) => format!("Did you mean {meant}?"),
                 None => format!(
-                    "There are {} and tag.<key>; a tag is written tag.site.",
+                    "There are {}, check.<name> and tag.<key>; a tag is written tag.site.",
                     names.collect::<Vec<_>>().join(", ")
                 ),
             };

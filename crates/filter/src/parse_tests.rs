@@ -49,6 +49,10 @@ fn what_is_wrong_is_told_with_its_column_and_what_was_expected() {
         "",
         "nam = x",
         "tags.site = x",
+        "health = bad",
+        "check.disk = red",
+        "check. = ok",
+        "check.Disk = ok",
         "colour = x",
         "tag. = x",
         "name =",
@@ -114,6 +118,7 @@ fn versions_are_read_as_people_write_them() {
 #[test]
 fn what_is_not_there_is_equal_to_nothing_and_not_turns_every_judgement_around() {
     let tags = BTreeMap::from([("ring".to_owned(), "canary".to_owned())]);
+    let checks = BTreeMap::from([("disk".to_owned(), "failed".to_owned())]);
     let device = Device {
         name: "pi-1",
         id: "00ff",
@@ -128,6 +133,8 @@ fn what_is_not_there_is_equal_to_nothing_and_not_turns_every_judgement_around() 
         device_type: "raspberrypi4",
         on_target: false,
         pinned: false,
+        health: Some("failed"),
+        checks: &checks,
         tags: &tags,
     };
     let is = |text: &str| text.parse::<Filter>().unwrap().matches(&device);
@@ -144,6 +151,8 @@ fn what_is_not_there_is_equal_to_nothing_and_not_turns_every_judgement_around() 
         "not has last_seen",
         "state in (pending, accepted)",
         "name ~ 'pi-?' or online",
+        "health = failed and check.disk in (warning, failed)",
+        "check.clock != ok and not has check.clock",
     ] {
         assert!(is(yes), "{yes}");
         assert!(!is(&format!("not ({yes})")), "{yes}");

@@ -1,7 +1,7 @@
 //! Properties of the language, and the guide's examples.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use copal_filter::{Check, Expr, Field, Filter, Kind, Order, Pattern, STATES, Test};
+use copal_filter::{Check, Expr, Field, Filter, Kind, Order, Pattern, STATES, Test, VERDICTS};
 use proptest::prelude::*;
 
 fn field() -> impl Strategy<Value = Field> {
@@ -19,6 +19,8 @@ fn field() -> impl Strategy<Value = Field> {
         Just(Field::DeviceType),
         Just(Field::OnTarget),
         Just(Field::Pinned),
+        Just(Field::Health),
+        "[a-z0-9_]{1,6}".prop_map(Field::Check),
         "[A-Za-z0-9_./-]{1,6}".prop_map(Field::Tag),
     ]
 }
@@ -32,10 +34,10 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 fn check(field: &Field) -> BoxedStrategy<Check> {
-    let value = if *field == Field::State {
-        proptest::sample::select(STATES).prop_map(str::to_owned).boxed()
-    } else {
-        text().boxed()
+    let value = match field {
+        Field::State => proptest::sample::select(STATES).prop_map(str::to_owned).boxed(),
+        Field::Health | Field::Check(_) => proptest::sample::select(VERDICTS).prop_map(str::to_owned).boxed(),
+        _ => text().boxed(),
     };
     let version = (0..20_u64, 0..20_u64, 0..20_u64).prop_map(|(a, b, c)| semver::Version::new(a, b, c));
     let textual = prop_oneof![

@@ -187,6 +187,8 @@ pub enum Question {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         names: Vec<String>,
     },
+    /// The proxy and the time servers that are set.
+    Network {},
 }
 
 /// Where a command stands on the device.
@@ -308,6 +310,8 @@ pub enum StreamOf {
     /// Samples of metrics every [`LIVE_S`](crate::telemetry::LIVE_S) seconds, each a [`Summary`](crate::telemetry::Summary) and a
     /// line end.
     Metrics {},
+    /// A support bundle: the bytes of a `tar.gz`, whole where it ends as `ended`.
+    Bundle {},
     /// Of a later version: refused, and no reason to end the channel.
     #[serde(other, skip_serializing)]
     Unknown,

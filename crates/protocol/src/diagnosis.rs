@@ -3,7 +3,7 @@
 //! In: what a check found. Out: a [`ProbeResult`] whose every text is bounded and safe to show. Never here: a judgement; that
 //! is the device's, and thresholds come along in the result.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,8 @@ use crate::{documents::MAX_INTEGER, text};
 
 /// The most results of one round.
 pub const MAX_RESULTS: usize = 256;
+/// The most checks of a device that are remembered.
+pub const MAX_CHECKS: usize = 32;
 /// Characters of a subject.
 pub const MAX_SUBJECT: usize = 100;
 /// Characters of `detail`, and of `advice`.
@@ -74,6 +76,82 @@ pub struct ProbeResult {
     /// What to do; empty when nothing is to be done. At most [`MAX_TEXT`] characters.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub advice: String,
+}
+
+/// What checks last found, as a device remembers and reports it: of each check the worst of its subjects.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthReport {
+    /// When the newest round was, by the device's clock, Unix seconds; may be wrong.
+    pub taken_at: u64,
+    /// By the check's name; at most [`MAX_CHECKS`].
+    #[serde(default)]
+    pub checks: BTreeMap<String, CheckReport>,
+}
+
+/// What one check last found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckReport {
+    /// The worst.
+    pub verdict: Verdict,
+    /// When, by the device's clock, Unix seconds; may be wrong.
+    pub at: u64,
+    /// What it looked at, where all is not well and there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// What was found, where all is not well; at most [`MAX_TEXT`] characters.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// What to do; at most [`MAX_TEXT`] characters.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub advice: String,
+}
+
+impl HealthReport {
+    /// Takes in a round: what it looked at counts, and all else stays as it was. Which verdicts it changed: name, before, now;
+    /// what was not known before is no change where it is well now.
+    pub fn take(&mut self, round: &Diagnosis) -> Vec<(String, Option<Verdict>, Verdict)> {
+        self.taken_at = round.taken_at;
+        let mut changed = Vec::new();
+        for (name, worst) in round.worst_of_each() {
+            let told = worst.verdict != Verdict::Ok;
+            let new = CheckReport {
+                verdict: worst.verdict,
+                at: round.taken_at,
+                subject: worst.subject.clone().filter(|_| told),
+                detail: if told { worst.detail.clone() } else { String::new() },
+                advice: if told { worst.advice.clone() } else { String::new() },
+            };
+            let before = self.checks.get(name).map(|check| check.verdict);
+            if before.unwrap_or(Verdict::Ok) != new.verdict {
+                changed.push((name.to_owned(), before, new.verdict));
+            }
+            if before.is_some() || self.checks.len() < MAX_CHECKS {
+                self.checks.insert(name.to_owned(), new);
+            }
+        }
+        changed
+    }
+
+    /// The worst verdict.
+    #[must_use]
+    pub fn worst(&self) -> Verdict {
+        self.checks.values().map(|check| check.verdict).max().unwrap_or(Verdict::Ok)
+    }
+
+    /// Whether a device may have said this.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let sound = |(name, check): (&String, &CheckReport)| {
+            let mut as_result = ProbeResult::new(name, check.verdict, "").advice(&check.advice);
+            as_result.detail.clone_from(&check.detail);
+            as_result.advice.clone_from(&check.advice);
+            as_result.subject.clone_from(&check.subject);
+            as_result.is_sound()
+        };
+        self.checks.len() <= MAX_CHECKS && self.checks.iter().all(sound)
+    }
 }
 
 /// How something is; the worst is the greatest.
@@ -191,6 +269,19 @@ impl Diagnosis {
     #[must_use]
     pub fn worst(&self) -> Verdict {
         self.probes.iter().map(|p| p.verdict).max().unwrap_or(Verdict::Ok)
+    }
+
+    /// Of each check the worst result, the first of equals.
+    #[must_use]
+    pub fn worst_of_each(&self) -> BTreeMap<&str, &ProbeResult> {
+        let mut worst: BTreeMap<&str, &ProbeResult> = BTreeMap::new();
+        for probe in &self.probes {
+            let held = worst.entry(&probe.name).or_insert(probe);
+            if probe.verdict > held.verdict {
+                *held = probe;
+            }
+        }
+        worst
     }
 
     /// For people: worst first, and what to do beneath.
@@ -331,6 +422,37 @@ mod tests {
         ok       cloud                48 ms  answers
         failed 1, warning 1, unknown 1, ok 2
         ");
+    }
+
+    #[test]
+    fn of_what_was_found_the_worst_is_remembered_and_changes_are_told() {
+        let mut health = HealthReport::default();
+        let round = |taken_at, probes| Diagnosis { probes, taken_at };
+        let well = |name: &str| ProbeResult::new(name, Verdict::Ok, "fine");
+        let changed = health.take(&round(1, vec![well("clock"), full(), well("disk").of("/")]));
+        assert_eq!(changed, [("disk".to_owned(), None, Verdict::Warning)]);
+        assert_eq!(health.worst(), Verdict::Warning);
+        assert_eq!(
+            serde_json::to_value(&health).unwrap(),
+            json!({"taken_at": 1, "checks": {
+                "clock": {"verdict": "ok", "at": 1},
+                "disk": {"verdict": "warning", "at": 1, "subject": "/var/lib/copal", "detail": "1.2 of 1.4 GB are used",
+                    "advice": "free some space"}}})
+        );
+        assert_eq!(health.take(&round(2, vec![full()])), []);
+        assert_eq!(
+            (health.checks["clock"].at, health.checks["disk"].at),
+            (1, 2),
+            "what was not looked at stays"
+        );
+        let changed = health.take(&round(3, vec![well("disk")]));
+        assert_eq!(changed, [("disk".to_owned(), Some(Verdict::Warning), Verdict::Ok)]);
+        assert!(health.is_sound());
+        let many = (0..MAX_CHECKS + 5).map(|n| well(&format!("check_{n}"))).collect();
+        health.take(&round(4, many));
+        assert!(health.is_sound() && health.checks.len() == MAX_CHECKS);
+        health.checks.get_mut("disk").unwrap().detail = "two\nlines".to_owned();
+        assert!(!health.is_sound());
     }
 
     #[test]

@@ -26,6 +26,7 @@
 //! | [`telemetry`] | events, metrics and facts of a device |
 //! | [`logs`] | lines of service logs |
 //! | [`diagnosis`] | results of a device's health checks, and their text |
+//! | [`network`] | the proxy and the time servers a device can be given |
 //! | [`audit`] | the hash chain of the audit log |
 //! | [`config`] | `copal.json`, what a device is given before its first start |
 //! | `testing` | fixed keys and ready documents, behind a feature of that name |
@@ -48,6 +49,7 @@ pub mod ids;
 pub mod json;
 pub mod keys;
 pub mod logs;
+pub mod network;
 pub mod policy;
 pub mod seal;
 pub mod spec;

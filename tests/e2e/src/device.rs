@@ -76,6 +76,10 @@ impl Device {
         self.dir.path().join("state")
     }
 
+    pub fn policy_file(&self) -> PathBuf {
+        self.dir.path().join("policy.toml")
+    }
+
     pub fn run_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }
@@ -104,9 +108,12 @@ impl Device {
         command
             .arg(word)
             .args(["--state-dir", path(&self.state_dir()), "--run-dir", path(&self.run_dir())])
+            .args(["--policy", path(&self.policy_file())])
             .args(["--config", path(&self.config_file()), "--name-prefix", &self.prefix])
             // An agent on trial has to be well for this long.
             .env("COPAL_AGENT_TRIAL_S", "2")
+            // A change of the network is undone so soon.
+            .env("COPAL_NETWORK_TRIAL", "8")
             // A test that tells a device to restart must not restart this machine.
             .env("COPAL_REBOOT_COMMAND", "/bin/true")
             .env("RUST_LOG", "info,copal_agent=debug")

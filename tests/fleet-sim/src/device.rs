@@ -245,6 +245,7 @@ impl Device {
             progress: None,
             host: None,
             agent: None,
+            health: None,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             os_version: "simulated".to_owned(),
             arch: arch().to_owned(),

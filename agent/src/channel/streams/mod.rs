@@ -73,6 +73,8 @@ pub struct Kinds {
     pub terminal: Option<Arc<dyn Source>>,
     /// Samples of metrics.
     pub metrics: Option<Arc<dyn Source>>,
+    /// Support bundles.
+    pub bundle: Option<Arc<dyn Source>>,
 }
 
 impl Kinds {
@@ -83,6 +85,7 @@ impl Kinds {
             ("logs", self.logs.is_some()),
             ("terminal", self.terminal.is_some()),
             ("metrics", self.metrics.is_some()),
+            ("bundle", self.bundle.is_some()),
         ];
         named.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect()
     }
@@ -92,6 +95,7 @@ impl Kinds {
             StreamOf::Logs { .. } => self.logs.as_ref(),
             StreamOf::Terminal(_) => self.terminal.as_ref(),
             StreamOf::Metrics {} => self.metrics.as_ref(),
+            StreamOf::Bundle {} => self.bundle.as_ref(),
             StreamOf::Unknown => None,
         }
     }

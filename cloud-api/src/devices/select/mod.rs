@@ -83,6 +83,17 @@ fn compare(query: &mut QueryBuilder<Sqlite>, test: &Test, fleet_id: &str, yes: b
             }
             query.push(")");
         }
+        Field::Check(name) => {
+            query.push(format_args!(
+                "d.device_id {not}IN (SELECT c.device_id FROM device_checks c WHERE c.name = "
+            ));
+            query.push_bind(name.clone());
+            if !matches!(check, Check::There) {
+                query.push(" AND ");
+                value(query, "c.verdict", check);
+            }
+            query.push(")");
+        }
         Field::Release => {
             query.push(if yes { "(" } else { "(d.committed_release IS NULL OR " });
             query.push(format_args!(
@@ -117,6 +128,7 @@ const fn column(field: &Field) -> &'static str {
         Field::Arch => "d.arch",
         Field::DeviceType => "d.device_type",
         Field::Pinned => "d.pinned_release",
+        Field::Health => "d.health",
         // The rest does not come here: see `stored` and `compare`.
         _ => "d.device_id",
     }

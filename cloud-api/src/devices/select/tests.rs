@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use copal_filter::{Check, Device, Expr, Field, Filter, Order, Pattern, STATES, Test};
+use copal_filter::{Check, Device, Expr, Field, Filter, Order, Pattern, STATES, Test, VERDICTS};
 use proptest::{
     prelude::*,
     sample::select,
@@ -43,12 +43,14 @@ struct Spec {
     /// Whether it was given what it committed to, and whether it said so.
     given: Option<bool>,
     pinned: bool,
+    checks: BTreeMap<String, String>,
     tags: BTreeMap<String, String>,
 }
 
 fn spec() -> impl Strategy<Value = Spec> {
     let maybe = |of: &'static [&'static str]| proptest::option::of(select(of));
     let tags = proptest::collection::btree_map(select(&["site", "ring"]), select(VALUES), 0..3);
+    let checks = proptest::collection::btree_map(select(&["disk", "clock"]), select(VERDICTS), 0..3);
     let seen = select(&[None, Some(-3_600), Some(3_600), Some(300_000)]);
     (
         (select(NAMES), select(STATES), seen, maybe(AGENTS), maybe(SYSTEMS), maybe(SYSTEMS)),
@@ -57,11 +59,15 @@ fn spec() -> impl Strategy<Value = Spec> {
             prop::bool::weighted(0.2),
             any::<Option<bool>>(),
             any::<bool>(),
+            checks,
             tags,
         ),
     )
         .prop_map(
-            |((name, state, seen, agent, os, host_os), (committed, held_back, given, pinned, tags))| Spec {
+            |(
+                (name, state, seen, agent, os, host_os),
+                (committed, held_back, given, pinned, checks, tags),
+            )| Spec {
                 name,
                 state,
                 seen,
@@ -72,6 +78,7 @@ fn spec() -> impl Strategy<Value = Spec> {
                 held_back,
                 given: given.filter(|_| committed.is_some()),
                 pinned,
+                checks: checks.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
                 tags: tags.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
             },
         )
@@ -113,8 +120,14 @@ impl Spec {
             device_type: "generic",
             on_target: self.reason().is_none(),
             pinned: self.pinned,
+            health: self.health(),
+            checks: &self.checks,
             tags: &self.tags,
         }
+    }
+
+    fn health(&self) -> Option<&'static str> {
+        VERDICTS.iter().rev().find(|worst| self.checks.values().any(|v| v == *worst)).copied()
     }
 
     async fn insert(&self, cloud: &Cloud, fleet: &FleetRow, id: &str) {
@@ -127,8 +140,8 @@ impl Spec {
         sqlx::query(
             "INSERT INTO devices (device_id, fleet_id, name, state, public_key, seal_key, arch, device_type, created_at,
                 last_seen, agent_version, os_version, host_report, committed_release, held_back, pinned_release,
-                report_epoch, seq_applied)
-             VALUES ($1, $2, $3, $4, $1, '', 'arm64', 'generic', 1, $5, $6, $7, $8, $9, $10, $11, 1, $12)",
+                report_epoch, seq_applied, health)
+             VALUES ($1, $2, $3, $4, $1, '', 'arm64', 'generic', 1, $5, $6, $7, $8, $9, $10, $11, 1, $12, $13)",
         )
         .bind(id)
         .bind(fleet.fleet_id.to_string())
@@ -142,12 +155,19 @@ impl Spec {
         .bind(held_back)
         .bind(self.pinned.then_some("r0"))
         .bind(i64::from(self.given == Some(true)))
+        .bind(self.health())
         .execute(&mut *tx)
         .await
         .unwrap();
         for (key, value) in &self.tags {
             let insert = sqlx::query("INSERT INTO device_tags VALUES ($1, $2, $3)");
             insert.bind(id).bind(key).bind(value).execute(&mut *tx).await.unwrap();
+        }
+        for (name, verdict) in &self.checks {
+            let insert = sqlx::query(
+                "INSERT INTO device_checks (device_id, name, verdict, at, since) VALUES ($1, $2, $3, 1, 1)",
+            );
+            insert.bind(id).bind(name).bind(verdict).execute(&mut *tx).await.unwrap();
         }
         if let (Some(_), Some(n)) = (self.given, self.committed) {
             sqlx::query("INSERT INTO assignments VALUES ($1, 1, 1, '', '', $2, X'', 1, NULL, NULL)")
@@ -197,6 +217,8 @@ fn test() -> impl Strategy<Value = Expr> {
         Field::Os,
         Field::Release,
         Field::Reason,
+        Field::Health,
+        Field::Check("disk".to_owned()),
         Field::Tag("site".to_owned()),
     ]);
     let ago = (order(), select(&[600_u64, 7_200, 86_400]));
@@ -205,6 +227,8 @@ fn test() -> impl Strategy<Value = Expr> {
         text(Field::State, STATES),
         text(Field::Reason, &["updating", "offline", "incompatible", "pending"]),
         text(Field::Arch, &["arm64", "amd64"]),
+        text(Field::Health, VERDICTS),
+        text(Field::Check("disk".to_owned()), VERDICTS),
         text(Field::Tag("site".to_owned()), VALUES),
         text(Field::Tag("ring".to_owned()), VALUES),
         version(Field::Release, VERSIONS),

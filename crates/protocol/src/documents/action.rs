@@ -88,6 +88,15 @@ pub enum Act {
         /// For how long, seconds; at most 600.
         for_s: u32,
     },
+    /// Sets the way to the cloud and the time servers. Undone by the device itself where it does not reach the cloud afterwards.
+    SetNetwork {
+        /// A proxy's URL, or [`none`](crate::network::NONE); absent: as it is. May hold a password.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proxy: Option<String>,
+        /// Time servers, none for the system's own; absent: as they are.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ntp: Option<Vec<String>>,
+    },
 }
 
 impl Act {
@@ -104,12 +113,16 @@ impl Act {
             Self::Reboot {} => "reboot",
             Self::CheckUpdate {} => "check_update",
             Self::Blink { .. } => "blink",
+            Self::SetNetwork { .. } => "set_network",
         }
     }
 
     /// Whether doing it twice is the same as doing it once. One that is not is never begun again after the device died in the middle of it.
     #[must_use]
     pub const fn is_idempotent(&self) -> bool {
-        !matches!(self, Self::RestartService { .. } | Self::PurgeData { .. } | Self::Reboot {})
+        !matches!(
+            self,
+            Self::RestartService { .. } | Self::PurgeData { .. } | Self::Reboot {} | Self::SetNetwork { .. }
+        )
     }
 }

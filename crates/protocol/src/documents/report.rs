@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::document;
+use crate::diagnosis::HealthReport;
 use crate::ids::{AppId, DeviceId, Digest, FleetId, Name, Sha256Hex};
 
 /// A device's state, whole each time; the newest (boot_id, report_counter) wins.
@@ -57,6 +58,9 @@ pub struct Report {
     /// The agent's own update; absent where it does not update itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<AgentReport>,
+    /// What the device's health checks last found; absent before the first round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthReport>,
     /// The agent's version.
     pub agent_version: String,
     /// The operating system, as os-release's PRETTY_NAME gives it.

@@ -8,6 +8,7 @@ use super::{
 use crate::{
     documents::{Act, Action, MAX_INTEGER, MAX_TTL_S, Role, Root},
     envelope::Envelope,
+    network,
 };
 
 /// The longest a device blinks, seconds.
@@ -40,12 +41,18 @@ pub fn action(
     if found.ttl_s == 0 || found.ttl_s > MAX_TTL_S {
         return bad(format!("ttl_s {} is not within 1 and {MAX_TTL_S}", found.ttl_s));
     }
-    match found.act {
-        Act::Blink { for_s } if for_s == 0 || for_s > MAX_BLINK_S => {
+    match &found.act {
+        &Act::Blink { for_s } if for_s == 0 || for_s > MAX_BLINK_S => {
             bad(format!("for_s {for_s} is not within 1 and {MAX_BLINK_S}"))
         }
-        Act::PauseUpdates { for_s: Some(for_s) } if for_s == 0 || for_s > MAX_TTL_S => {
+        &Act::PauseUpdates { for_s: Some(for_s) } if for_s == 0 || for_s > MAX_TTL_S => {
             bad(format!("for_s {for_s} is not within 1 and {MAX_TTL_S}"))
+        }
+        Act::SetNetwork { proxy, ntp } => {
+            if let Err(why) = network::check(proxy.as_deref(), ntp.as_deref()) {
+                return bad(why);
+            }
+            Ok(Verified { document: found, sha256: envelope.payload_sha256() })
         }
         _ => Ok(Verified { document: found, sha256: envelope.payload_sha256() }),
     }

@@ -48,6 +48,10 @@ fn only_what_is_listed_can_be_ordered() {
         json!({"verb": "stop_service"}),
         json!({"verb": "stop_service", "service": "../web"}),
         json!({"service": "web"}),
+        json!({"verb": "set_network"}),
+        json!({"verb": "set_network", "proxy": "ftp://proxy"}),
+        json!({"verb": "set_network", "ntp": ["a b"]}),
+        json!({"verb": "set_network", "ntp": [], "dns": []}),
     ] {
         let bad = edited(&good, &[&keys.assign], |action| action["act"] = edit.clone());
         assert_eq!(code(verify::action(&root, &keys.identity(), &bad)), Code::Payload, "{edit}");

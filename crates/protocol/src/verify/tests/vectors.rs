@@ -227,6 +227,7 @@ fn the_format_of_what_builder_and_device_say_is_the_stored_one() {
             failed: Some(Sha256Hex::of(b"b")),
         }),
         agent: Some(AgentReport { release: Some(Sha256Hex::of(b"agent")), ..AgentReport::default() }),
+        health: None,
         agent_version: "0.1.0".to_owned(),
         os_version: "Debian".to_owned(),
         arch: "amd64".to_owned(),
