@@ -175,9 +175,18 @@ impl Socket<'_> {
                     None => Ok(()),
                 };
             }
-            CloudFrame::Credit(credit) => return Ok(self.streams.credit(credit)),
-            CloudFrame::Closed(closed) => return Ok(self.streams.closed(closed.stream)),
-            CloudFrame::Resize { stream, cols, rows } => return Ok(self.streams.resize(stream, cols, rows)),
+            CloudFrame::Credit(credit) => {
+                self.streams.credit(credit);
+                return Ok(());
+            }
+            CloudFrame::Closed(closed) => {
+                self.streams.closed(closed.stream);
+                return Ok(());
+            }
+            CloudFrame::Resize { stream, cols, rows } => {
+                self.streams.resize(stream, cols, rows);
+                return Ok(());
+            }
             frame => frame,
         };
         let taken = self.line.talk.take(frame);

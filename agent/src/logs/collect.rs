@@ -262,7 +262,7 @@ impl Follower {
         loop {
             match self.follow(&mut last, &redactor).await {
                 Ok(true) => {
-                    tracing::debug!(service = self.service, "the clock went back; the log is followed anew")
+                    tracing::debug!(service = self.service, "the clock went back; the log is followed anew");
                 }
                 Ok(false) => return,
                 Err(error) => {
