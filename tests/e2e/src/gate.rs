@@ -104,7 +104,7 @@ async fn pass(
 ) -> std::io::Result<()> {
     let (mut from_one, mut to_one) = tokio::io::split(one);
     let (mut from_two, mut to_two) = tokio::io::split(two);
-    let (mut up, mut down) = ([0; 16 << 10], [0; 16 << 10]);
+    let (mut up, mut down) = (vec![0; 16 << 10], vec![0; 16 << 10]);
     loop {
         tokio::select! {
             read = from_one.read(&mut up) => match read? {
