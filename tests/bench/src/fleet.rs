@@ -195,8 +195,8 @@ fn counts(fleet: &Fleet) -> (u64, u64) {
 
 fn at(list: &[Duration], share: f64) -> f64 {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index of a list")]
-    let index = ((list.len() - 1) as f64 * share) as usize;
-    list[index].as_secs_f64()
+    let index = (list.len().saturating_sub(1) as f64 * share) as usize;
+    list.get(index).map_or(f64::NAN, Duration::as_secs_f64)
 }
 
 /// TCP segments of each connection to the cloud so far, both ways, as the system counts them; by the devices' addresses.

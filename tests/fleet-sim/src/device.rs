@@ -187,21 +187,18 @@ impl Device {
         }
         let hinted = Instant::now();
         shared.seen.hinted(hinted);
-        match self.follow(shared).await {
-            Ok(Some(verified)) => shared.seen.verified(verified - hinted),
-            Ok(None) => {}
-            Err(error) => shared.seen.failed(&error),
+        if let Err(error) = self.follow(shared, hinted).await {
+            shared.seen.failed(&error);
         }
     }
 
-    /// When the new assignment was verified; `None` where there was none.
-    async fn follow(&self, shared: &Arc<Shared>) -> anyhow::Result<Option<Instant>> {
+    async fn follow(&self, shared: &Arc<Shared>, hinted: Instant) -> anyhow::Result<()> {
         let token = self.token(shared).await?;
         let (held, mark) = {
             let mind = self.mind();
             (mind.mark.sha256, mind.mark)
         };
-        let Some(bytes) = shared.http.state(&token, held).await? else { return Ok(None) };
+        let Some(bytes) = shared.http.state(&token, held).await? else { return Ok(()) };
         let identity = DeviceIdentity {
             fleet_id: shared.file.fleet_id,
             device_id: self.id,
@@ -209,7 +206,7 @@ impl Device {
         };
         let envelope = Envelope::parse::<Assignment>(&bytes)?;
         let assignment = verify::assignment(&shared.root, &identity, &mark, &envelope)?;
-        let verified = Instant::now();
+        shared.seen.verified(hinted.elapsed());
         let report = {
             let mut mind = self.mind();
             mind.mark = AssignmentMark::of(&assignment);
@@ -222,7 +219,7 @@ impl Device {
         if shared.http.report(&token, signed.to_bytes()).await? {
             shared.seen.reports.fetch_add(1, Relaxed);
         }
-        Ok(Some(verified))
+        Ok(())
     }
 
     fn report(&self, shared: &Shared, mind: &Mind) -> Report {
