@@ -30,7 +30,7 @@ fn line(text: &str) -> Line {
 }
 
 fn rings(dir: &Path, limits: Limits, boot: &str) -> Rings {
-    let state = Arc::new(StateDir::open(&dir.join("state"), Arc::new(RealFs)).unwrap());
+    let state = Arc::new(StateDir::open(dir.join("state"), Arc::new(RealFs)).unwrap());
     Rings::open(dir.join("logs"), limits, state, boot).unwrap()
 }
 

@@ -247,7 +247,7 @@ async fn no_byte_is_lost_or_repeated_whatever_the_credit() {
             assert_eq!(streams.data(1, &pattern(sent, n)), None);
             sent += n as u64;
             // Read when the dice say so.
-            if random(&mut seed) % 3 == 0
+            if random(&mut seed).is_multiple_of(3)
                 && let Some(bytes) = window.read(std::mem::take(&mut held))
             {
                 streams.credit(Credit { stream: 1, bytes });

@@ -127,15 +127,8 @@ async fn a_direct_command_that_takes_its_time_is_waited_for_while_the_line_lives
     let made = world.ask(&device, restart("direct")).await;
     let command = line.command().await;
     // A probe is answered by whoever reads, and nothing else is said.
-    let reading = async {
-        loop {
-            match line.0.next().await.unwrap().unwrap() {
-                Message::Ping(_) => return,
-                other => panic!("{other:?}"),
-            }
-        }
-    };
-    within(reading).await;
+    let probe = within(async { line.0.next().await.unwrap().unwrap() }).await;
+    assert!(matches!(probe, Message::Ping(_)), "{probe:?}");
     line.silence().await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(world.shown(&device, &made).await["state"], "delivered");

@@ -17,7 +17,7 @@ fn logs() -> StreamOf {
 
 /// A device with logs, and its channel.
 pub(super) async fn with_logs(world: &World, serial: u8) -> (Device, Line) {
-    let device = world.fleet.device(serial.into()).await;
+    let device = world.fleet.device(serial).await;
     let mut line = world.dial(&device).await.unwrap();
     line.say(&DeviceFrame::Hello(Hello { features: vec!["logs".to_owned()], ..hello() })).await;
     let CloudFrame::Welcome(_) = line.next().await else { panic!("no welcome") };
