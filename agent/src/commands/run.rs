@@ -75,7 +75,8 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let notes = Notes::new(rooms.clock.clone(), clock::uptime_s);
     let folder = Box::new(Folder::new(places.state_dir.join("spool")));
     let events = Spool::open(folder, &clock::boot_id(), places.spool_bytes);
-    let boot = spool::boot(&Tree::new("/"), events.last(), &clock::boot_id(), env!("CARGO_PKG_VERSION"));
+    let boot =
+        spool::boot(&Tree::new("/"), events.last().as_ref(), &clock::boot_id(), env!("CARGO_PKG_VERSION"));
     boot.notes.into_iter().for_each(|note| notes.note(note));
     let outbox = Arc::new(Outbox::new(events, notes.clone(), &clock::boot_id()));
     let engine = Engine::connect(places.docker_host.as_deref());

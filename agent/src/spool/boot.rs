@@ -20,10 +20,10 @@ pub struct Boot {
 
 /// Judges: `last` is the last event on the disk with its boot; `boot_id` this boot's.
 #[must_use]
-pub fn boot(tree: &Tree, last: Option<(String, Value)>, boot_id: &str, version: &str) -> Boot {
+pub fn boot(tree: &Tree, last: Option<&(String, Value)>, boot_id: &str, version: &str) -> Boot {
     let started = Note::new("agent", "started", &format!("the agent {version} started"));
     let kernel = from_kernel(tree);
-    let reason = match &last {
+    let reason = match last {
         _ if kernel.is_some() => kernel.unwrap_or("unknown"),
         None => "unknown",
         // The agent was told to stop, and nothing happened after: an orderly end of the boot before.
@@ -31,7 +31,7 @@ pub fn boot(tree: &Tree, last: Option<(String, Value)>, boot_id: &str, version: 
         Some(_) => "unclean",
     };
     let mut notes = Vec::new();
-    if last.as_ref().is_none_or(|(before, _)| before != boot_id) {
+    if last.is_none_or(|(before, _)| before != boot_id) {
         let message = match reason {
             "asked" => "the device restarted in order",
             "watchdog" => "the device hung, and its watchdog restarted it",
@@ -80,11 +80,11 @@ mod tests {
             (stopped(), "b", &["boot asked", "agent started"]),
             (cut(), "b", &["boot unclean", "agent started"]),
         ] {
-            assert_eq!(told(&boot(&tree, last, boot_id, "1.0.0")), expected);
+            assert_eq!(told(&boot(&tree, last.as_ref(), boot_id, "1.0.0")), expected);
         }
         let (_dir, tree) = plant(&[("sys/class/watchdog/watchdog0/bootstatus", "32\n")]);
-        assert_eq!(boot(&tree, cut(), "b", "1.0.0").reason, "watchdog");
+        assert_eq!(boot(&tree, cut().as_ref(), "b", "1.0.0").reason, "watchdog");
         let (_dir, tree) = plant(&[("sys/fs/pstore/dmesg-ramoops-0", "x")]);
-        assert_eq!(boot(&tree, stopped(), "b", "1.0.0").reason, "panic");
+        assert_eq!(boot(&tree, stopped().as_ref(), "b", "1.0.0").reason, "panic");
     }
 }

@@ -18,9 +18,9 @@ pub(super) fn changes(before: &Heard, now: &Heard) -> Vec<Note> {
     let mut notes = apps(&before.status, &now.status);
     let stage = |of: &Option<copal_protocol::documents::Progress>| of.as_ref().map(|p| p.stage.clone());
     let host = |heard: &Heard| heard.os.host.as_ref().and_then(|h| stage(&h.progress));
-    notes.extend(update("os", host(before), host(now), None));
+    notes.extend(update("os", host(before).as_deref(), host(now).as_deref(), None));
     let agent = |heard: &Heard| stage(&heard.agent.report.progress);
-    notes.extend(update("agent", agent(before), agent(now), None));
+    notes.extend(update("agent", agent(before).as_deref(), agent(now).as_deref(), None));
     notes
 }
 
@@ -55,7 +55,7 @@ fn app(before: &AppStatus, now: &AppStatus) -> Vec<Note> {
         notes.push(ended(name, None));
     }
     let stage = |of: &AppStatus| of.progress.as_ref().map(|p| p.stage.clone());
-    notes.extend(update("app", stage(before), stage(now), release(&now.target)));
+    notes.extend(update("app", stage(before).as_deref(), stage(now).as_deref(), release(&now.target)));
     let code = |of: &AppStatus| of.reason.as_ref().map(|r| r.code.clone());
     for undone in ["rolled_back", "parked"] {
         if code(now).as_deref() == Some(undone)
@@ -119,12 +119,12 @@ fn service(name: &Name, before: Option<&RunningService>, now: &RunningService) -
     notes
 }
 
-fn update(of: &str, before: Option<String>, now: Option<String>, release: Option<String>) -> Option<Note> {
+fn update(of: &str, before: Option<&str>, now: Option<&str>, release: Option<String>) -> Option<Note> {
     if before == now {
         return None;
     }
-    let (code, message) = match &now {
-        Some(stage) => (stage.as_str(), format!("the update of the {of} is at {stage}")),
+    let (code, message) = match now {
+        Some(stage) => (stage, format!("the update of the {of} is at {stage}")),
         None => ("ended", format!("the update of the {of} has ended")),
     };
     Some(Note::new("update", code, &message).with("of", of).with("release", release))
