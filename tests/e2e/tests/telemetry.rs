@@ -151,7 +151,7 @@ async fn how_a_device_fares_is_seen_and_more_often_while_somebody_watches() {
         let (mut text, mut stream) = (String::new(), watcher.bytes_stream());
         while text.matches("event: sample").count() < 2 {
             let chunk = tokio::time::timeout(Duration::from_secs(60), stream.next()).await.expect("in time");
-            text.push_str(&String::from_utf8(chunk.unwrap().unwrap().to_vec()).unwrap());
+            text.push_str(std::str::from_utf8(&chunk.unwrap().unwrap()).unwrap());
         }
         assert!(text.contains("\"cpu\"") && text.contains("\"app\""), "{text}");
     }
