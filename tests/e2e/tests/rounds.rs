@@ -146,8 +146,12 @@ async fn a_device_tells_by_itself_when_it_is_not_well_any_more() {
         .json(&["device", "list", "porch", "--filter", "health = failed and check.services = failed"])
         .await;
     assert_eq!(list["items"][0]["name"], name, "{list}");
-    let events = world.owner.json(&["device", "events", &name]).await;
-    assert!(events.to_string().contains("services (app): runs, and its health check fails"), "{events}");
+    eventually("the change is an event", 30, || async {
+        let events = world.owner.json(&["device", "events", &name]).await.to_string();
+        let told = events.contains("services (app): runs, and its health check fails");
+        if told { Ok(()) } else { Err(events) }
+    })
+    .await;
     copal_e2e::engine::docker(None, &["exec", &id, "/bin/busybox", "rm", "/data/sick"]);
     services("ok").await;
 }
