@@ -782,3 +782,25 @@ async fn after_a_restart_without_the_cloud_apps_and_host_target_come_from_the_di
     assert!(!target.may_install, "nothing new without the cloud's word");
     assert_eq!(agent.store.committed(cloud.app()).unwrap().release.sha256(), app);
 }
+
+#[tokio::test]
+async fn with_the_budget_of_bytes_used_polls_are_seldom_and_what_is_asked_for_comes_at_once() {
+    let cloud = FakeCloud::start().await;
+    let device = Device::of(&cloud);
+    let agent = device.start();
+    agent.nudges.send_modify(|nudges| nudges.seldom = true);
+    let first = cloud.deploy(1, 10);
+    agent.runs(cloud.app(), first).await;
+    // The polls that were under way come to their end.
+    let mut polls = 0;
+    let mut rounds = 0;
+    while polls != cloud.asked("/device/v1/state") {
+        polls = cloud.asked("/device/v1/state");
+        rounds += 1;
+        assert!(rounds < 5, "they go on: {polls}");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    let second = cloud.deploy(2, 11);
+    agent.nudges.send_modify(|nudges| nudges.asked += 1);
+    agent.runs(cloud.app(), second).await;
+}

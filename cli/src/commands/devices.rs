@@ -30,7 +30,10 @@ pub(super) async fn run(ctx: &Context, command: DeviceCommand) -> Result<()> {
             Ok(())
         }
         DeviceCommand::Show { device } => {
-            let device = ctx.device(&api, &device).await?;
+            let found = ctx.device(&api, &device).await?;
+            // A list leaves out what the device told it has.
+            let path = format!("/devices/{}", seg(&text(&found, "device_id")));
+            let device = api.get(&format!("show device {}", text(&found, "name")), &path).await?;
             ctx.out.result(&device, || human(&device, ctx.now));
             Ok(())
         }

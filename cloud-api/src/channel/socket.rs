@@ -150,7 +150,9 @@ impl Channel {
         let turn = self.app.channels.begin(&self.entry, Kind::Socket, Features::of(&hello.features));
         // Whatever ends this, the device's turn ends with it.
         let _ended = Ended { app: self.app.clone(), entry: Arc::clone(&self.entry), turn: Arc::clone(&turn) };
-        let Ok(welcome) = frames::welcome(&self.app, &self.entry, &turn, hello).await else {
+        // Apart, as in `frames::next`.
+        let welcome = Box::pin(frames::welcome(&self.app, &self.entry, &turn, hello)).await;
+        let Ok(welcome) = welcome else {
             return End::Bye("restarting");
         };
         let talk = async {

@@ -134,10 +134,10 @@ async fn how_a_device_fares_is_seen_and_more_often_while_somebody_watches() {
     }
     assert!(newest["services"]["app"]["gauges"]["memory"]["avg"].as_i64() > Some(0), "{newest}");
     let shown = world.owner.ok(&["device", "metrics", &name]).await;
-    assert!(shown.contains("cpu") && shown.contains("app"), "{shown}");
+    assert!(shown.contains("CPU") && shown.contains("app"), "{shown}");
     let shown = eventually("what it has is told", 60, || async {
         let shown = world.owner.ok(&["device", "show", &name]).await;
-        if shown.contains("kernel") && shown.contains("interface") { Ok(shown) } else { Err(shown) }
+        if shown.contains("kernel") && shown.contains("INTERFACE") { Ok(shown) } else { Err(shown) }
     })
     .await;
     assert!(shown.contains("cores"), "{shown}");
