@@ -788,9 +788,10 @@ async fn with_the_budget_of_bytes_used_polls_are_seldom_and_what_is_asked_for_co
     let cloud = FakeCloud::start().await;
     let device = Device::of(&cloud);
     let agent = device.start();
-    agent.nudges.send_modify(|nudges| nudges.seldom = true);
+    agent.condition("enrolled", |c| c.device_id.is_some()).await;
     let first = cloud.deploy(1, 10);
     agent.runs(cloud.app(), first).await;
+    agent.nudges.send_modify(|nudges| nudges.seldom = true);
     // The polls that were under way come to their end.
     let mut polls = 0;
     let mut rounds = 0;
