@@ -16,8 +16,11 @@ use crate::{
         status::reason,
         trial::{Choice, Failure, Look, Trial, Verdict},
     },
+    diagnostics::redact::Redactor,
+    engine,
     plan::{Lane, Plan},
     supervisor::RESYNC,
+    target::model::Secret,
 };
 
 /// An app with nothing to fall back to gets at least this long between two trials.
@@ -124,7 +127,7 @@ impl Supervisor {
         why.release = Some(target.release.sha256());
         why.service.clone_from(&failure.service);
         why.exit_code = failure.exit_code;
-        why.log_tail = log_tail;
+        why.log_tail = without_secrets(&log_tail, &target.secrets);
         app.trial = None;
         app.trial_ends = None;
         if app.choice == Some(Choice::First) {
@@ -179,4 +182,28 @@ fn object_failure(lanes: &BTreeMap<LaneKey, LaneState>, id: AppId) -> Option<(u3
 
 fn unix_now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// Last lines as they may leave the device: without what the cloud sealed to it.
+fn without_secrets(lines: &[String], secrets: &BTreeMap<Name, BTreeMap<String, Secret>>) -> Vec<String> {
+    let known =
+        secrets.values().flat_map(|of| of.values()).map(|s| String::from_utf8_lossy(&s.0).into_owned());
+    // Bounded again: what stands in a secret's place may be longer than it.
+    engine::log_lines(Redactor::new(known).text(&lines.join("\n")).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_lines_leave_the_device_without_the_secrets_of_its_services() {
+        let secret = Secret(b"s3cr3t\nof two lines".to_vec());
+        let secrets =
+            BTreeMap::from([("web".parse().unwrap(), BTreeMap::from([("KEY".to_owned(), secret)]))]);
+        let lines = ["it is s3cr3t".to_owned(), "and of two lines".to_owned(), "s3cr3t".repeat(80)];
+        let told = without_secrets(&lines, &secrets);
+        assert_eq!(told[..2], ["it is (redacted)", "and (redacted)"]);
+        assert!(told[2].len() <= 500 && !told[2].contains("s3cr3t"));
+    }
 }
