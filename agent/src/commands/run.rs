@@ -96,7 +96,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let health = Arc::new(Health::open(rooms.state.clone()));
     let link = Link::Own { session: rooms.session.clone(), store: rooms.store.clone() };
     let checks = diagnostics::Deps::new(places.clone(), rooms.clock.clone(), engine.clone(), link, true);
-    let checks = Arc::new(checks.telling(notes.clone()));
+    let checks = Arc::new(checks.telling(notes.clone(), &health.known()));
     let (log_streams, collect_logs) = service_logs(&rooms, places, engine.clone());
     let hands = RealHands::new(
         asking,
@@ -133,7 +133,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         every: Duration::from_secs(places.metrics_every_s),
         budget: budget.clone(),
         boot_reason: boot.reason,
-        bases: rooms.session.cloud().bases(),
+        checks: checks.clone(),
     };
     let kinds = channel::streams::Kinds {
         metrics: Some(Arc::new(metrics::Live(measuring.clone()))),

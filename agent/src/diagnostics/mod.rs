@@ -46,7 +46,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use copal_protocol::diagnosis::{Diagnosis, MAX_RESULTS, PROBES, ProbeResult, Verdict};
+use copal_protocol::diagnosis::{Diagnosis, HealthReport, MAX_RESULTS, PROBES, ProbeResult, Verdict};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
@@ -150,10 +150,10 @@ impl Deps {
         }
     }
 
-    /// Tells of verdicts that change from now on.
+    /// Tells of verdicts that change from what was `known` on.
     #[must_use]
-    pub fn telling(mut self, notes: Notes) -> Self {
-        self.verdicts = Some(verdicts::Verdicts::new(notes));
+    pub fn telling(mut self, notes: Notes, known: &HealthReport) -> Self {
+        self.verdicts = Some(verdicts::Verdicts::new(notes, known));
         self
     }
 
@@ -272,8 +272,8 @@ pub(crate) fn time_service(tree: &Tree, now: u64, floor: u64) -> (Option<bool>, 
 }
 
 /// The proxy the way to the cloud goes by, without user and password.
-pub(crate) fn proxy_in_use(environment: impl Fn(&str) -> Option<String>, bases: &[String]) -> Option<String> {
-    proxy::in_use(environment, bases)
+pub(crate) fn proxy_in_use(deps: &Deps) -> Option<String> {
+    proxy::in_use(deps.proxy(), deps.environment, &deps.bases())
 }
 
 async fn one(round: &round::Round<'_>, name: &'static str) -> Vec<ProbeResult> {

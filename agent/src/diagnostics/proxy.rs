@@ -41,16 +41,38 @@ pub enum Seen {
     },
 }
 
-/// The proxy the way to `bases` goes by, without user and password.
-pub(super) fn in_use(environment: impl Fn(&str) -> Option<String>, bases: &[String]) -> Option<String> {
-    let value = VARIABLES.iter().find_map(|name| environment(name).filter(|v| !v.trim().is_empty()))?;
+/// The proxy of the way to the cloud, where there is one: what names it, and its URL, which may hold a password.
+enum Way {
+    None,
+    /// The variable is set, and the way to the cloud is exempt.
+    Unused(&'static str),
+    By(&'static str, String),
+}
+
+/// `set` is what was set from afar, `environment` gives a variable's value.
+fn way(set: Option<String>, environment: impl Fn(&str) -> Option<String>, bases: &[String]) -> Way {
+    let given =
+        VARIABLES.iter().find_map(|name| Some((*name, environment(name).filter(|v| !v.trim().is_empty())?)));
+    let is_set = set.is_some();
+    let Some((variable, value)) = set.map(|set| (SET, set)).or(given) else { return Way::None };
     let exempt = environment("NO_PROXY").or_else(|| environment("no_proxy")).unwrap_or_default();
-    if !bases.is_empty() && bases.iter().all(|base| is_exempt(base, &exempt)) {
-        return None;
+    if !is_set && !bases.is_empty() && bases.iter().all(|base| is_exempt(base, &exempt)) {
+        return Way::Unused(variable);
     }
     let value = value.trim();
-    let whole = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
-    Some(without_userinfo(&whole))
+    Way::By(variable, if value.contains("://") { value.to_owned() } else { format!("http://{value}") })
+}
+
+/// The proxy the way to the cloud goes by, without user and password.
+pub(super) fn in_use(
+    set: Option<String>,
+    environment: impl Fn(&str) -> Option<String>,
+    bases: &[String],
+) -> Option<String> {
+    match way(set, environment, bases) {
+        Way::By(_, whole) => Some(without_userinfo(&whole)),
+        Way::None | Way::Unused(_) => None,
+    }
 }
 
 /// What a proxy that was set from afar is called.
@@ -63,16 +85,11 @@ pub async fn read(
     environment: impl Fn(&str) -> Option<String>,
     bases: &[String],
 ) -> Seen {
-    let given =
-        VARIABLES.iter().find_map(|name| Some((*name, environment(name).filter(|v| !v.trim().is_empty())?)));
-    let is_set = set.is_some();
-    let Some((variable, value)) = set.map(|set| (SET, set)).or(given) else { return Seen::None };
-    let exempt = environment("NO_PROXY").or_else(|| environment("no_proxy")).unwrap_or_default();
-    if !is_set && !bases.is_empty() && bases.iter().all(|base| is_exempt(base, &exempt)) {
-        return Seen::Unused { variable };
-    }
-    let value = value.trim();
-    let whole = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
+    let (variable, whole) = match way(set, environment, bases) {
+        Way::None => return Seen::None,
+        Way::Unused(variable) => return Seen::Unused { variable },
+        Way::By(variable, whole) => (variable, whole),
+    };
     let shown = without_userinfo(&whole);
     let address = whole.parse::<http::Uri>().ok().and_then(|uri| {
         let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
@@ -143,6 +160,17 @@ pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_proxy_in_use_is_the_one_set_from_afar_and_shows_no_password() {
+        let bases = ["https://cloud.example".to_owned()];
+        let by = |name: &str| (name == "https_proxy").then(|| "proxy.example:3128".to_owned());
+        assert_eq!(in_use(None, by, &bases).as_deref(), Some("http://proxy.example:3128"));
+        let set = in_use(Some("http://max:secret@other.example:8080".to_owned()), by, &bases).unwrap();
+        assert!(set.contains("other.example:8080") && !set.contains("secret"), "{set}");
+        let exempt = |name: &str| by(name).or((name == "NO_PROXY").then(|| "cloud.example".to_owned()));
+        assert_eq!(in_use(None, exempt, &bases), None);
+    }
 
     async fn with(value: &str) -> (Seen, ProbeResult) {
         let (value, (_dir, tree)) = (value.to_owned(), super::super::tests::plant(&[]));

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use copal_protocol::diagnosis::{MAX_RESULTS, ProbeResult, Verdict};
+use copal_protocol::diagnosis::{HealthReport, MAX_RESULTS, ProbeResult, Verdict};
 
 use crate::spool::{Note, Notes};
 
@@ -16,14 +16,20 @@ pub(super) struct Verdicts {
 }
 
 impl Verdicts {
-    pub(super) fn new(notes: Notes) -> Self {
-        Self { notes, last: Mutex::default() }
+    /// `known` is what an agent before this one found: an old verdict is no news.
+    pub(super) fn new(notes: Notes, known: &HealthReport) -> Self {
+        Self { notes, last: Mutex::new(before(known)) }
     }
 
     pub(super) fn seen(&self, results: &[ProbeResult]) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         changes(&mut last, results).into_iter().for_each(|note| self.notes.note(note));
     }
+}
+
+fn before(known: &HealthReport) -> BTreeMap<(String, Option<String>), Verdict> {
+    let checks = known.checks.iter().filter(|(_, check)| check.verdict != Verdict::Unknown);
+    checks.map(|(name, check)| ((name.clone(), check.subject.clone()), check.verdict)).collect()
 }
 
 /// A check that could not be made says nothing. One that is first made is told where it did not end well.
@@ -54,7 +60,19 @@ fn changes(last: &mut BTreeMap<(String, Option<String>), Verdict>, results: &[Pr
 
 #[cfg(test)]
 mod tests {
+    use copal_protocol::diagnosis::Diagnosis;
+
     use super::*;
+
+    #[test]
+    fn what_an_agent_before_found_is_no_news_and_its_end_is() {
+        let found = |verdict| [ProbeResult::new("disk", verdict, "x")];
+        let mut known = HealthReport::default();
+        known.take(&Diagnosis { probes: found(Verdict::Failed).into(), taken_at: 1 });
+        let mut last = before(&known);
+        assert!(changes(&mut last, &found(Verdict::Failed)).is_empty());
+        assert_eq!(changes(&mut last, &found(Verdict::Ok)).len(), 1);
+    }
 
     #[test]
     fn a_verdict_is_told_when_it_changes() {

@@ -53,6 +53,12 @@ impl Health {
         Self { state, known: Mutex::new(known), told: watch::Sender::new(None) }
     }
 
+    /// What was found before, for whoever tells of changes.
+    #[must_use]
+    pub fn known(&self) -> HealthReport {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Where reports hear of it.
     #[must_use]
     pub fn told(&self) -> watch::Receiver<Option<HealthReport>> {

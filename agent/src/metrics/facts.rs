@@ -53,7 +53,7 @@ fn look(deps: &Deps) -> Facts {
     let cores = stat.lines().filter(|l| l.starts_with("cpu") && !l.starts_with("cpu ")).count();
     Facts {
         interfaces: Network::look(tree).into_iter().take(INTERFACES).map(interface).collect(),
-        proxy: proxy_in_use(|name| std::env::var(name).ok(), &deps.bases),
+        proxy: proxy_in_use(&deps.checks),
         clock_source: clock_source.to_owned(),
         clock_synchronised,
         clock_set,

@@ -32,7 +32,7 @@ use crate::{
     channel::pace::share,
     clock::{Clock, system_time},
     cloud::random,
-    diagnostics::Tree,
+    diagnostics::{self, Tree},
     spool::{Note, Notes, Outbox},
 };
 
@@ -64,8 +64,8 @@ pub struct Deps {
     pub budget: watch::Receiver<Option<Budget>>,
     /// Why the device booted.
     pub boot_reason: &'static str,
-    /// The cloud's base URLs: whether a proxy is on the way there.
-    pub bases: Vec<String>,
+    /// What health checks look at: whether a proxy is on the way to the cloud.
+    pub checks: Arc<diagnostics::Deps>,
 }
 
 impl Deps {
