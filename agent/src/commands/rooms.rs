@@ -136,6 +136,7 @@ impl Rooms {
             policy: places.policy.clone(),
             acks,
             boot_id: clock::boot_id(),
+            uptime_s: Box::new(clock::uptime_s),
             notes,
             now: self.clock.now(),
         }

@@ -51,7 +51,7 @@ use crate::{
     settings::{self, Places},
     spool::{self, Folder, Note, Notes, Outbox, Spool},
     supervisor::{self, Deps, holds::Holds},
-    target::{Channels, Condition, Nudges, Pace, Sync},
+    target::{Channels, Checker, Condition, Nudges, Pace, Sync},
     terminal::{self, Terminals},
 };
 
@@ -83,7 +83,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let images = Arc::new(Pulls::new(engine.clone(), rooms.session.clone(), settings::platform()));
     let counter = Counter::open(rooms.state.clone(), rooms.clock.now())?;
 
-    let (sync, Channels { targets, condition }) =
+    let (sync, Channels { targets, condition, checked }) =
         Sync::new(rooms.session.clone(), rooms.store.clone(), rooms.clock.clone(), Pace::default());
     let (nudges, nudged) = watch::channel(Nudges::default());
     let pause = Arc::new(Pause::open(rooms.state.clone(), rooms.clock.clone(), nudges.clone()));
@@ -101,7 +101,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let hands = RealHands::new(
         asking,
         pause.clone(),
-        nudges.clone(),
+        Checker { nudges: nudges.clone(), checked },
         rooms.reboot_command(places),
         checks.clone(),
         health.clone(),

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Acks, Hands, Received,
-    journal::{Admission, End, Journal},
+    journal::{Admission, End, Journal, Moment},
     policy::Policy,
 };
 use crate::{
@@ -54,6 +54,8 @@ pub struct Deps {
     pub acks: Arc<Acks>,
     /// The kernel's id of this boot.
     pub boot_id: String,
+    /// Seconds since it began, sleep included.
+    pub uptime_s: Box<dyn Fn() -> u64 + Send + Sync>,
     /// Where refusals are told.
     pub notes: Notes,
     /// Unix seconds now: a lost journal takes everything from before this as done.
@@ -135,7 +137,8 @@ impl Desk {
                 self.journal.end(id, ended(end));
             }
         }
-        let again = self.journal.recover(&self.deps.boot_id);
+        let now = Moment { boot_id: &self.deps.boot_id, uptime_s: (self.deps.uptime_s)() };
+        let again = self.journal.recover(now);
         if self.journal != before
             && let Err(error) = self.save()
         {
@@ -174,8 +177,10 @@ impl Desk {
             ));
         }
         self.deps.acks.told().into_iter().for_each(|id| self.journal.told(id));
-        match self.journal.admit(id, action.seq) {
-            Admission::New => {}
+        let admission = self.journal.admit(id, action.seq);
+        let cut = admission == Admission::Cut;
+        match admission {
+            Admission::New | Admission::Cut => {}
             Admission::Ended(end) => return Err(end),
             Admission::UnderWay => {
                 self.say(id, AckState::Running);
@@ -189,36 +194,57 @@ impl Desk {
                 return Err(rejected("busy", "too many commands are not told yet; ask again".to_owned()));
             }
         }
-        let refused = if age > u64::from(action.ttl_s) {
-            let message = format!("{age} s old, and good for {} s", action.ttl_s);
-            Some(End::not(AckState::Expired, "expired", message))
-        } else {
-            let allowed = Policy::load(&self.deps.policy).check(action.act.verb());
-            allowed.err().map(|why| {
-                let verb = action.act.verb();
+        let left = u64::from(action.ttl_s).checked_sub(age);
+        let verb = action.act.verb();
+        let allowed = || {
+            Policy::load(&self.deps.policy).check(verb).map_err(|why| {
                 self.deps.notes.note(Note::new("policy", "denied", &why).with("verb", verb));
                 rejected("policy_local", why)
             })
         };
         let before = self.journal.clone();
-        self.journal.note(id, action.seq, action.act.clone(), &self.deps.boot_id, refused.clone());
+        let now = Moment { boot_id: &self.deps.boot_id, uptime_s: (self.deps.uptime_s)() };
+        let may = if cut {
+            // It was allowed when it was accepted.
+            self.journal.take_up(id, now, left)
+        } else {
+            let left = left.ok_or_else(|| {
+                let message = format!("{age} s old, and good for {} s", action.ttl_s);
+                End::not(AckState::Expired, "expired", message)
+            });
+            let left = left.and_then(|left| allowed().map(|()| left));
+            self.journal.note(id, action.seq, action.act.clone(), now, left.clone());
+            left.map(drop)
+        };
         if let Err(error) = self.save() {
             self.journal = before;
+            if cut {
+                // What came of it before is not known, so nothing is said; the cloud asks again.
+                tracing::warn!(%id, %error, "a command that was cut short cannot be taken up");
+                return Ok(());
+            }
             return Err(rejected(
                 error.code(),
                 format!("it cannot be written down, so it is not begun: {error}"),
             ));
         }
-        if let Some(end) = refused {
-            return Err(end);
-        }
-        tracing::info!(%id, verb = action.act.verb(), "told to");
+        may?;
+        tracing::info!(%id, verb, "told to");
         self.say(id, AckState::Accepted);
         self.begin(id, action.act.clone());
         Ok(())
     }
 
+    /// Begins what was accepted, once that it begins is written down.
     fn begin(&mut self, id: CommandId, act: Act) {
+        if self.journal.begin(id)
+            && let Err(error) = self.save()
+        {
+            let message = format!("that it begins cannot be written down, so it is not begun: {error}");
+            let end = End::not(AckState::Failed, error.code(), message);
+            let not_begun = async move { Ended { id, end, read: false, tries: 0 } };
+            return self.under_way.push(Box::pin(not_begun));
+        }
         self.say(id, AckState::Running);
         if matches!(act, Act::Reboot {}) {
             self.rebooting = Some(id);

@@ -8,7 +8,7 @@ use copal_protocol::{
 };
 use futures_util::future::BoxFuture;
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{blink, pause::Pause};
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     diagnostics::{self, watch::Health},
     network::{Change, Network},
     supervisor::asks::{Ask, Asked},
-    target::Nudges,
+    target::Checker,
 };
 
 /// What was said last before a restart gets this long to leave.
@@ -42,8 +42,8 @@ pub struct RealHands {
     pub asks: mpsc::Sender<Asked>,
     /// The pause of updates.
     pub pause: Arc<Pause>,
-    /// The synchronisation's ear.
-    pub nudges: watch::Sender<Nudges>,
+    /// Looks for updates.
+    pub updates: Checker,
     /// The command that restarts the device.
     pub reboot: Vec<String>,
     /// The kernel's lights.
@@ -62,13 +62,13 @@ impl RealHands {
     pub fn new(
         asks: mpsc::Sender<Asked>,
         pause: Arc<Pause>,
-        nudges: watch::Sender<Nudges>,
+        updates: Checker,
         reboot: Vec<String>,
         checks: Arc<diagnostics::Deps>,
         health: Arc<Health>,
         network: Arc<Network>,
     ) -> Self {
-        Self { asks, pause, nudges, reboot, leds: PathBuf::from(blink::LEDS), checks, health, network }
+        Self { asks, pause, updates, reboot, leds: PathBuf::from(blink::LEDS), checks, health, network }
     }
 
     fn ask(&self, what: Ask) -> BoxFuture<'static, Result<String, Reason>> {
@@ -99,8 +99,8 @@ impl Hands for RealHands {
                 ready(resumed.map(|()| "updates go on".to_owned()))
             }
             Act::CheckUpdate {} => {
-                self.nudges.send_modify(|nudges| nudges.asked += 1);
-                ready(Ok("the cloud is asked for something new".to_owned()))
+                let updates = self.updates.clone();
+                Box::pin(async move { updates.check().await })
             }
             Act::Reboot {} => Box::pin(reboot(self.reboot.clone())),
             Act::SetNetwork { proxy, ntp } => {

@@ -122,6 +122,7 @@ struct Device {
     disk: Arc<Disk>,
     counting: Arc<Counting>,
     boot: u32,
+    booted: Instant,
     acks: Arc<Acks>,
     commands: mpsc::Sender<Received>,
     agent: tokio::task::JoinHandle<()>,
@@ -132,8 +133,9 @@ struct Device {
 impl Device {
     fn new() -> Self {
         let (dir, disk, counting) = (tempfile::tempdir().unwrap(), Arc::default(), Arc::default());
-        let (acks, commands, agent) = start(dir.path(), &disk, &counting, 0);
-        Self { dir, disk, counting, boot: 0, acks, commands, agent, heard: BTreeMap::new() }
+        let booted = Instant::now();
+        let (acks, commands, agent) = start(dir.path(), &disk, &counting, 0, booted);
+        Self { dir, disk, counting, boot: 0, booted, acks, commands, agent, heard: BTreeMap::new() }
     }
 
     /// The agent dies and starts again; perhaps the whole device does.
@@ -141,9 +143,11 @@ impl Device {
         self.agent.abort();
         let _ = (&mut self.agent).await;
         *self.disk.left.lock().unwrap() = None;
-        self.boot += u32::from(boots);
+        if boots {
+            (self.boot, self.booted) = (self.boot + 1, Instant::now());
+        }
         (self.acks, self.commands, self.agent) =
-            start(self.dir.path(), &self.disk, &self.counting, self.boot);
+            start(self.dir.path(), &self.disk, &self.counting, self.boot, self.booted);
     }
 
     async fn send(&self, command: Command) {
@@ -181,7 +185,7 @@ impl Device {
 
 type Life = (Arc<Acks>, mpsc::Sender<Received>, tokio::task::JoinHandle<()>);
 
-fn start(dir: &Path, disk: &Arc<Disk>, counting: &Arc<Counting>, boot: u32) -> Life {
+fn start(dir: &Path, disk: &Arc<Disk>, counting: &Arc<Counting>, boot: u32, booted: Instant) -> Life {
     let keys = OwnerKeys::fixed();
     let root = keys.trusted(&keys.root());
     let acks = Arc::new(Acks::default());
@@ -194,6 +198,7 @@ fn start(dir: &Path, disk: &Arc<Disk>, counting: &Arc<Counting>, boot: u32) -> L
         policy: dir.join("policy.toml"),
         acks: acks.clone(),
         boot_id: format!("{boot:032x}"),
+        uptime_s: Box::new(move || booted.elapsed().as_secs()),
         notes: crate::spool::Notes::default(),
         now: 2_000_000_000,
     };
@@ -457,4 +462,67 @@ async fn dying_at_any_step_does_it_at_most_once_and_tells_one_end() {
     assert!(die_everywhere(Act::PurgeData { volume: None }, false).await.contains_key("Unknown"));
     let restarted = die_everywhere(Act::Reboot {}, true).await;
     assert_eq!(restarted.keys().collect::<Vec<_>>(), ["Done"]);
+}
+
+/// Kills the agent (or the device) at every step, leaves it off until the command's time is over, and looks what becomes of it.
+async fn come_back_too_late(act: Act, boots: bool) -> BTreeMap<String, usize> {
+    let mut ends = BTreeMap::new();
+    for at in 0.. {
+        let mut device = Device::new();
+        let action = action(1, act.clone());
+        *device.disk.left.lock().unwrap() = Some(at);
+        device.tell(&action).await;
+        device.hear().await;
+        if !device.disk.dead() {
+            return ends;
+        }
+        device.agent.abort();
+        device.heard.clear();
+        let times = device.done().len();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        device.restart(boots).await;
+        device.hear().await;
+        let what = format!("{act:?} died at {at}, boots: {boots}");
+        assert!(
+            !boots || device.end(&action).is_none_or(|end| end.code.as_deref() != Some("expired")),
+            "{what}"
+        );
+        // The cloud that has not heard of an end sends it again, and again.
+        for _ in 0..2 {
+            device.send(Command { age_s: 3620, ..command(&action) }).await;
+            device.hear().await;
+        }
+        let end = device.end(&action).unwrap_or_else(|| panic!("{what}: never told"));
+        assert_eq!(device.done().len(), times, "{what}: done when its time was over: {end:?}");
+        assert!(times == 0 || end.state != AckState::Expired, "{what}: it was begun: {end:?}");
+        *ends.entry(format!("{:?}", end.state)).or_default() += 1;
+    }
+    unreachable!("there are not that many steps")
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_cut_short_and_comes_back_after_its_time_is_never_done_and_told_once() {
+    for boots in [false, true] {
+        for act in [stop_web(), restart_web(), Act::PauseUpdates { for_s: None }] {
+            let ends = come_back_too_late(act, boots).await;
+            assert!(ends.contains_key("Expired") && ends.contains_key("Unknown"), "{ends:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_boot_what_was_cut_short_waits_for_the_clouds_word_of_its_age() {
+    let mut device = Device::new();
+    let action = action(1, stop_web());
+    device.tell(&action).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(device.done().len(), 1, "in the middle of it");
+    device.restart(true).await;
+    device.hear().await;
+    assert!(device.end(&action).is_none(), "how long it was off, it does not know");
+    assert_eq!(device.done().len(), 1);
+    device.send(Command { age_s: 60, ..command(&action) }).await;
+    device.hear().await;
+    assert_eq!(device.end(&action).unwrap().state, AckState::Done);
+    assert_eq!(device.done().len(), 2, "what can be done twice is done again in its time");
 }

@@ -4,6 +4,7 @@
 //! what was committed, is on trial or is parked. Never here: a document believed before [`copal_protocol::verify`]
 //! accepted it; a change to what runs because something could not be fetched or was refused.
 
+mod check;
 mod condition;
 mod judge;
 pub mod model;
@@ -12,6 +13,7 @@ mod store;
 mod stored;
 mod sync;
 
+pub use check::{Checked, Checker};
 pub use condition::Condition;
 pub use model::{HostAim, HostPart, HostRelease};
 pub use nudges::Nudges;

@@ -26,7 +26,7 @@ use copal_agent::{
     cloud::{Address, Cloud, Limits},
     identity::{Identity, Session},
     state::{RealFs, StateDir},
-    target::{Channels, Condition, Nudges, Pace, Store, StoreSettings, Sync, model::Target},
+    target::{Channels, Checker, Condition, Nudges, Pace, Store, StoreSettings, Sync, model::Target},
 };
 use copal_protocol::{
     config::DeviceFile,
@@ -364,6 +364,7 @@ pub struct Running {
     pub targets: watch::Receiver<Option<Arc<Target>>>,
     pub condition: watch::Receiver<Condition>,
     pub nudges: watch::Sender<Nudges>,
+    pub updates: Checker,
     pub state: Arc<StateDir>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -429,11 +430,12 @@ impl Device {
         let first = serde_json::to_vec(&self.file.root).unwrap();
         let store =
             Arc::new(Store::open(state.clone(), session.clone(), settings, (&self.root, &first)).unwrap());
-        let (sync, Channels { targets, condition }) =
+        let (sync, Channels { targets, condition, checked }) =
             Sync::new(session.clone(), store.clone(), clock, pace());
         let (nudges, nudged) = watch::channel(Nudges::default());
         let task = tokio::spawn(sync.listening(nudged).run());
-        Running { session, store, targets, condition, nudges, state, task }
+        let updates = Checker { nudges: nudges.clone(), checked };
+        Running { session, store, targets, condition, nudges, updates, state, task }
     }
 
     /// Name, bytes and time of change of every state file.

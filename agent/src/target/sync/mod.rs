@@ -20,11 +20,11 @@ use std::{
 use copal_protocol::{
     documents::{Assignment, Document as _, LockState, Reason, Root},
     ids::Sha256Hex,
-    verify::{self, Code, Error},
+    verify::{self, AssignmentMark, Code, Error},
 };
 use tokio::sync::watch;
 
-use super::{condition::Condition, model::Target, nudges::Nudges, store::Store};
+use super::{check::Checked, condition::Condition, model::Target, nudges::Nudges, store::Store};
 use crate::{
     apply::{hush::Hush, status::reason},
     clock::Clock,
@@ -127,6 +127,10 @@ pub struct Sync {
     nudges: watch::Receiver<Nudges>,
     /// As last heard.
     paused: bool,
+    /// Somebody waits for what this poll finds.
+    checking: bool,
+    /// What polls found that somebody asked for.
+    checked: watch::Sender<Checked>,
 }
 
 /// What the others listen to.
@@ -135,6 +139,8 @@ pub struct Channels {
     pub targets: watch::Receiver<Option<Arc<Target>>>,
     /// How the synchronisation stands.
     pub condition: watch::Receiver<Condition>,
+    /// What polls found that somebody asked for.
+    pub checked: watch::Receiver<Checked>,
 }
 
 impl Sync {
@@ -159,6 +165,7 @@ impl Sync {
         };
         let (targets, target_reader) = watch::channel(None);
         let (condition, condition_reader) = watch::channel(condition);
+        let (checked, checked_reader) = watch::channel(Checked::default());
         let mut sync = Self {
             interval: pace.poll,
             session,
@@ -177,10 +184,12 @@ impl Sync {
             said: Hush::default(),
             nudges: watch::channel(Nudges::default()).1,
             paused: false,
+            checking: false,
+            checked,
         };
         sync.use_root_address();
         sync.recall();
-        (sync, Channels { targets: target_reader, condition: condition_reader })
+        (sync, Channels { targets: target_reader, condition: condition_reader, checked: checked_reader })
     }
 
     /// Listens to the channel and to people from now on.
@@ -197,6 +206,8 @@ impl Sync {
         let mut unheld = 0_u32;
         loop {
             self.hear();
+            let (wish, before) = (self.nudges.borrow().asked, self.store.mark());
+            self.checking = wish > self.checked.borrow().asked;
             let apart = tokio::time::sleep(APART);
             let cycle = Box::pin(self.cycle()).await;
             apart.await;
@@ -210,6 +221,7 @@ impl Sync {
                         c.online = true;
                         c.offline = None;
                     });
+                    self.answer(wish, || Ok(self.found(&before)));
                     // One poll let go early is a cloud that restarts; a cloud (or proxy) that never holds them is asked
                     // at intervals instead.
                     unheld = if held { 0 } else { unheld + 1 };
@@ -232,7 +244,8 @@ impl Sync {
                     if matches!(&stop, Stop::Session(e) if e.needs_a_person()) {
                         wait = wait.max(jittered(self.pace.slow));
                     }
-                    self.stopped(&stop, wait);
+                    let why = self.stopped(&stop, wait);
+                    self.answer(wish, || Err(why));
                     if !matches!(stop, Stop::Refused(_)) {
                         self.sleep(wait).await;
                         continue;
@@ -281,7 +294,27 @@ impl Sync {
         }
     }
 
-    fn stopped(&mut self, stop: &Stop, wait: Duration) {
+    /// Tells whoever waits for it how the poll ended.
+    fn answer(&self, asked: u64, end: impl FnOnce() -> Result<String, Reason>) {
+        if self.checking {
+            self.checked.send_replace(Checked { asked, end: end() });
+        }
+    }
+
+    /// What a poll brought, for people.
+    fn found(&self, before: &AssignmentMark) -> String {
+        let now = self.store.mark();
+        let number = format!("{}.{}", now.assign_epoch, now.seq);
+        let waits = self.condition.borrow().refused.as_ref().map(|why| why.message.clone());
+        let found = match waits {
+            Some(waits) => waits,
+            None if now == *before => format!("nothing new: assignment {number} is the newest"),
+            None => format!("something new was found: assignment {number} is taken up"),
+        };
+        if self.paused { format!("{found}; updates are paused, so nothing is installed") } else { found }
+    }
+
+    fn stopped(&mut self, stop: &Stop, wait: Duration) -> Reason {
         let (code, message) = match stop {
             Stop::Session(e) => (e.code().to_owned(), e.to_string()),
             Stop::Refused(e) => (e.code.to_string(), e.detail.clone()),
@@ -292,17 +325,19 @@ impl Sync {
             tracing::warn!(code, message, retry_s, times, "not synchronised; what runs goes on");
         }
         let found = reason(&code, message);
+        let told = found.clone();
         self.tell(|c| match stop {
             Stop::Session(_) => {
                 c.online = false;
-                c.offline = Some(found);
+                c.offline = Some(told);
             }
             Stop::Refused(_) | Stop::State(_) => {
                 c.online = true;
                 c.offline = None;
-                c.refused = Some(found);
+                c.refused = Some(told);
             }
         });
+        found
     }
 
     /// Waits, and meanwhile asks to be told of another assignment than the refused one: a mended release must not wait for
@@ -397,7 +432,7 @@ impl Sync {
     fn wait_s(&self) -> u64 {
         let due = match (self.not_before, self.polled) {
             (_, false) => 0,
-            _ if self.may_rest() => 0,
+            _ if self.checking || self.may_rest() => 0,
             (Some(time), _) => time.saturating_sub(self.clock.now()).max(1),
             _ => u64::MAX,
         };
