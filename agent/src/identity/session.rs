@@ -3,7 +3,8 @@
 //! 1. Not enrolled: send the request (the same one each time, from keys already durable), keep the id durably.
 //! 2. No token, or one that ends soon: fetch a challenge, sign it, show the refresh link of the last login.
 //! 3. Keep the new refresh link durably *before* the token is used: the cloud takes the link shown as used only then, so
-//!    a power cut between the two is no clone.
+//!    a power cut between the two is no clone. Where the disk takes nothing any more (full, or remounted read-only) the
+//!    token is used all the same: the next login shows the old link again, which the cloud still knows as the one before.
 
 use std::{
     sync::Arc,
@@ -40,7 +41,7 @@ pub enum SessionError {
     /// The network, or a refusal; `code()` says which.
     #[error(transparent)]
     Cloud(#[from] CloudError),
-    /// The disk: a new link could not be kept, so the token was not used.
+    /// The disk: what enrolling gave could not be kept.
     #[error(transparent)]
     State(#[from] StateError),
     /// The cloud's answer is no answer to the question.
@@ -261,7 +262,10 @@ impl Session {
             refresh_link: record.refresh_link,
         };
         let login: LoginResponse = self.post("/device/v1/login", &request).await?;
-        self.state.save(FILE, &Record { refresh_link: Some(login.refresh_link.clone()) })?;
+        if let Err(error) = self.state.save(FILE, &Record { refresh_link: Some(login.refresh_link.clone()) }) {
+            // A device that cannot be reached any more could not be mended from afar either.
+            tracing::error!(%error, "the refresh link cannot be kept; the next login shows the one before it");
+        }
         Ok(login)
     }
 

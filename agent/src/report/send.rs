@@ -64,18 +64,18 @@ impl Counter {
         Ok(Self { state, next: reserved, reserved })
     }
 
-    /// The next number.
-    ///
-    /// # Errors
-    /// Where the next block cannot be written down.
-    pub fn take(&mut self) -> Result<u64, StateError> {
+    /// The next number. Where the disk takes nothing any more it is given all the same: after a restart the cloud knows
+    /// it as an old one, and says so ([`Self::leap`]); a device that is silent would tell nobody about its disk.
+    pub fn take(&mut self) -> u64 {
         self.next += 1;
         if self.next > self.reserved {
             let reserved = self.next + BLOCK;
-            self.state.save(FILE, &Record { reserved })?;
-            self.reserved = reserved;
+            match self.state.save(FILE, &Record { reserved }) {
+                Ok(_) => self.reserved = reserved,
+                Err(e) => tracing::warn!(code = e.code(), error = %e, "the report's number cannot be kept"),
+            }
         }
-        Ok(self.next)
+        self.next
     }
 
     /// The cloud has seen a higher one (a restored disk): far above.
@@ -214,10 +214,7 @@ impl Reporter {
 
     /// Sends one; the server's wish for a pause where it failed.
     async fn send(&mut self, heard: &Heard) -> Result<(), Option<Duration>> {
-        let counter = self.counter.take().map_err(|e| {
-            tracing::warn!(code = e.code(), error = %e, "no report: its number cannot be kept");
-            None
-        })?;
+        let counter = self.counter.take();
         let Some(document) = report(&self.about, heard, counter, self.clock.now()) else {
             return Ok(());
         };
@@ -276,14 +273,23 @@ mod tests {
             Counter::open(state, 0).unwrap()
         };
         let mut counter = open();
-        let first: Vec<u64> = (0..3).map(|_| counter.take().unwrap()).collect();
+        let first: Vec<u64> = (0..3).map(|_| counter.take()).collect();
         assert_eq!(first, [1, 2, 3]);
         let stored = std::fs::read(dir.path().join("report.a")).unwrap();
         for _ in 0..900 {
-            counter.take().unwrap();
+            counter.take();
         }
         assert_eq!(std::fs::read(dir.path().join("report.a")).unwrap(), stored);
-        let after = open().take().unwrap();
+        let after = open().take();
         assert!(after > 903, "{after}");
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_does_not_silence_the_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = Arc::new(StateDir::open(dir.path().join("state"), Arc::new(RealFs)).unwrap());
+        let mut counter = Counter::open(state, 0).unwrap();
+        std::fs::remove_dir(dir.path().join("state")).unwrap();
+        assert_eq!([counter.take(), counter.take()], [1, 2]);
     }
 }

@@ -47,14 +47,15 @@ impl StateDir {
     }
 
     /// Reads `name`: the newest intact copy; `None` where there never was one. A damaged or missing copy is set aside
-    /// and mended from the other.
+    /// and mended from the other; one that the disk cannot read any more is written anew from the other.
     ///
     /// # Errors
-    /// [`StateError::Lost`] when copies exist and none is intact; the system's failures.
+    /// [`StateError::Lost`] when copies exist and none is intact; the system's failures, where no copy could be read.
     pub fn load_bytes(&self, name: &str) -> Result<Option<Vec<u8>>, StateError> {
         let mut best: Option<(u64, Vec<u8>)> = None;
         let mut seen = Vec::new();
         let mut flaws = Vec::new();
+        let mut unreadable = None;
         for copy in COPIES {
             let path = self.copy_path(name, copy);
             let bytes = match self.fs.read(&path, file::MAX_CONTENT + 4096) {
@@ -63,7 +64,13 @@ impl StateDir {
                     seen.push(None);
                     continue;
                 }
-                Err(e) => return Err(StateError::io("read", path, e)),
+                Err(e) => {
+                    // A worn card: that is what the other copy is for.
+                    tracing::warn!(file = %path.display(), error = %e, "a state file cannot be read");
+                    unreadable = Some(StateError::io("read", path, e));
+                    seen.push(None);
+                    continue;
+                }
             };
             match file::decode(name, &bytes) {
                 Ok((generation, content)) => {
@@ -76,14 +83,23 @@ impl StateDir {
                     return Err(StateError::Newer { path, found, known: file::VERSION });
                 }
                 Err(Flaw::Damaged(why)) => {
-                    let aside = self.set_aside(&path)?;
-                    tracing::warn!(file = %path.display(), aside = %aside.display(), why, "a damaged state file was set aside");
+                    match self.set_aside(&path) {
+                        Ok(aside) => {
+                            tracing::warn!(file = %path.display(), aside = %aside.display(), why, "a damaged state file was set aside");
+                        }
+                        // It stays where it is; the other copy may still be good.
+                        Err(error) => tracing::warn!(why, %error, "a damaged state file cannot be set aside"),
+                    }
                     flaws.push(why);
                     seen.push(None);
                 }
             }
         }
         let Some((generation, content)) = best else {
+            // What cannot be read now may be read at the next start: nothing is lost yet.
+            if let Some(error) = unreadable {
+                return Err(error);
+            }
             if flaws.is_empty() && self.was_set_aside(name)? {
                 // A restart after the loss must not take the empty place for a first start.
                 flaws.push("they were set aside by an earlier start");
@@ -235,8 +251,6 @@ impl StateDir {
             .unwrap_or(10);
         match self.fs.rename(path, &name(free)) {
             Ok(()) => Ok(name(free)),
-            // On a read-only disk it stays where it is; the other copy may still be good.
-            Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(path.to_owned()),
             Err(e) => Err(StateError::io("set aside", path, e)),
         }
     }

@@ -19,6 +19,8 @@ struct Disk {
     torn: usize,
     fault: Option<io::ErrorKind>,
     writes: Mutex<usize>,
+    /// A file on sectors that cannot be read any more, until it is written anew.
+    unreadable: Mutex<Option<PathBuf>>,
 }
 
 impl Disk {
@@ -41,6 +43,9 @@ impl Disk {
 
 impl Fs for Disk {
     fn read(&self, path: &Path, _: usize) -> io::Result<Vec<u8>> {
+        if self.unreadable.lock().unwrap().as_deref() == Some(path) {
+            return Err(io::Error::other("Input/output error"));
+        }
         self.files.lock().unwrap().get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
@@ -57,6 +62,7 @@ impl Fs for Disk {
         let mut files = self.files.lock().unwrap();
         let bytes = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
         files.insert(to.to_owned(), bytes);
+        self.unreadable.lock().unwrap().take_if(|bad| bad == to);
         Ok(())
     }
 
@@ -121,6 +127,22 @@ fn either_copy_damaged_at_any_byte_is_mended_from_the_other() {
             assert_eq!(mended[Path::new(copy)], whole[Path::new(copy)], "{copy} mended");
             assert!(mended.contains_key(Path::new(&format!("{copy}.bad-1"))), "{copy} set aside");
         }
+    }
+}
+
+#[test]
+fn a_copy_that_the_disk_cannot_read_is_written_anew_from_the_other() {
+    for copy in ["/s/identity.a", "/s/identity.b"] {
+        let disk = Arc::new(Disk::default());
+        open(&disk).save_bytes("identity", b"keys").unwrap();
+        *disk.unreadable.lock().unwrap() = Some(copy.into());
+        assert_eq!(open(&disk).load_bytes("identity").unwrap().unwrap(), b"keys", "{copy}");
+        assert_eq!(*disk.unreadable.lock().unwrap(), None, "{copy} is whole again");
+        // Alone it is neither a first start nor a loss: the next start may read it.
+        *disk.unreadable.lock().unwrap() = Some(copy.into());
+        let other = if copy.ends_with('a') { "/s/identity.b" } else { "/s/identity.a" };
+        disk.files.lock().unwrap().remove(Path::new(other));
+        assert!(matches!(open(&disk).load_bytes("identity"), Err(StateError::Io { .. })), "{copy}");
     }
 }
 
