@@ -125,3 +125,17 @@ async fn tokens_stand_in_no_url() {
     let log = cloud.with(|i| i.log.join("\n"));
     assert!(!log.contains("token-"), "{log}");
 }
+
+#[tokio::test]
+async fn a_disk_that_takes_nothing_any_more_does_not_keep_a_device_out() {
+    let (cloud, device, agent, _) = settled().await;
+    // No new copy can be written where a folder stands in its way.
+    for copy in ["session.a.tmp", "session.b.tmp"] {
+        std::fs::create_dir(device.dir.path().join(copy)).unwrap();
+    }
+    for release in 2..5 {
+        cloud.with(|inner| inner.tokens.clear());
+        let hash = cloud.deploy(release, 10 + release);
+        agent.runs(cloud.app(), hash).await;
+    }
+}

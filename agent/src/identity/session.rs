@@ -262,7 +262,8 @@ impl Session {
             refresh_link: record.refresh_link,
         };
         let login: LoginResponse = self.post("/device/v1/login", &request).await?;
-        if let Err(error) = self.state.save(FILE, &Record { refresh_link: Some(login.refresh_link.clone()) }) {
+        if let Err(error) = self.state.save(FILE, &Record { refresh_link: Some(login.refresh_link.clone()) })
+        {
             // A device that cannot be reached any more could not be mended from afar either.
             tracing::error!(%error, "the refresh link cannot be kept; the next login shows the one before it");
         }

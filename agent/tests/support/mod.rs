@@ -55,6 +55,8 @@ pub struct Inner {
     pub blobs: HashMap<String, Vec<u8>>,
     pub device_key: Option<PublicKey>,
     pub links: Vec<String>,
+    /// At the last login.
+    link_shown: Option<String>,
     pub tokens: Vec<String>,
     /// Problem code that login gives.
     pub login_refused: Option<(u16, &'static str)>,
@@ -275,13 +277,12 @@ fn login(shared: &Shared, body: &Bytes) -> Response {
     if !key.verifies(&message, &sig) {
         return problem(401, "login_refused");
     }
-    // The newest link, or the one before it while the newest was not used yet.
-    let known = inner.links.len();
-    let shown = request.refresh_link.and_then(|l| inner.links.iter().position(|k| *k == l));
-    let good = if known == 0 { shown.is_none() } else { shown.is_some_and(|at| at + 2 >= known) };
-    if !good {
+    // The newest link, or the one shown last: the answer to that may have been lost.
+    let (known, shown) = (inner.links.len(), request.refresh_link);
+    if known > 0 && shown.as_ref() != inner.links.last() && shown != inner.link_shown {
         return problem(409, "clone_suspected");
     }
+    inner.link_shown = shown;
     let link = format!("link-{known}");
     let token = format!("token-{known}");
     inner.links.push(link.clone());

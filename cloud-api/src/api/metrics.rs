@@ -17,6 +17,9 @@ use crate::{
     error::Result,
 };
 
+/// Between two rounds of adding up.
+const UPKEEP: Duration = Duration::from_secs(5);
+
 static RECORDER: LazyLock<Option<PrometheusHandle>> = LazyLock::new(|| {
     let builder = PrometheusBuilder::new()
         .set_buckets(&[0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0])
@@ -28,6 +31,13 @@ static RECORDER: LazyLock<Option<PrometheusHandle>> = LazyLock::new(|| {
 /// Makes sure that what is counted from here on is kept.
 pub fn install() {
     LazyLock::force(&RECORDER);
+}
+
+/// Adds up what was counted since, until the cloud stops: else each answer's time is kept until somebody asks, and nobody may.
+pub async fn run(app: App) {
+    while app.stopping.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
+        RECORDER.as_ref().inspect(|recorder| recorder.run_upkeep());
+    }
 }
 
 /// Counts an answer.

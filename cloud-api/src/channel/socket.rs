@@ -78,7 +78,9 @@ pub(super) async fn open(
         .on_upgrade(move |socket| {
             let (messages, data) = (Bucket::default(), Bucket::default());
             let channel = Channel { app, entry, cuts, socket, messages, data, _admission: admission };
-            tasks.track_future(Box::pin(channel.run(greeting)))
+            // A task of its own, so that what waited for the upgrade goes with its end: a channel is idle for days.
+            tasks.spawn(Box::new(channel).run(greeting));
+            std::future::ready(())
         }))
 }
 
@@ -113,15 +115,16 @@ enum Came {
 }
 
 impl Channel {
-    async fn run(mut self, greeting: Greeting) {
-        let end = match self.hello(greeting).await {
-            Ok((hello, place)) => self.turn(&hello, place).await,
+    /// What happens once, or at the end, is apart (boxed), as in `frames::next`: an idle channel keeps room for waiting only.
+    async fn run(mut self: Box<Self>, greeting: Greeting) {
+        let end = match Box::pin(self.hello(greeting)).await {
+            Ok((hello, place)) => self.turn(hello, place).await,
             Err(end) => end,
         };
         if let End::Bye(code) = end {
             let bye = self.app.channels.timing().bye;
             let frame = frames::bye(&self.app, code);
-            let _ = timeout(bye, self.farewell(&frame, code)).await;
+            let _ = timeout(bye, Box::pin(self.farewell(&frame, code))).await;
         }
     }
 
@@ -146,12 +149,13 @@ impl Channel {
         }
     }
 
-    async fn turn(&mut self, hello: &Hello, _place: Option<Place>) -> End {
+    async fn turn(&mut self, hello: Hello, _place: Option<Place>) -> End {
         let turn = self.app.channels.begin(&self.entry, Kind::Socket, Features::of(&hello.features));
         // Whatever ends this, the device's turn ends with it.
         let _ended = Ended { app: self.app.clone(), entry: Arc::clone(&self.entry), turn: Arc::clone(&turn) };
         // Apart, as in `frames::next`.
-        let welcome = Box::pin(frames::welcome(&self.app, &self.entry, &turn, hello)).await;
+        let welcome = Box::pin(frames::welcome(&self.app, &self.entry, &turn, &hello)).await;
+        drop(hello);
         let Ok(welcome) = welcome else {
             return End::Bye("restarting");
         };

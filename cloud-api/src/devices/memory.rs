@@ -176,6 +176,16 @@ impl Entry {
         !self.online.load(Relaxed) && !self.online.swap(true, Relaxed)
     }
 
+    /// The database has this contact.
+    pub(super) fn written(&self, seen: u64) {
+        self.flushed.store(seen, Relaxed);
+    }
+
+    /// The database has that it went offline.
+    pub(super) fn told_offline(&self) {
+        self.online.store(false, Relaxed);
+    }
+
     /// A poll begins to be held; ends when the guard is dropped.
     pub(super) fn hold(self: &Arc<Self>) -> Held {
         self.held.fetch_add(1, Relaxed);
@@ -198,7 +208,7 @@ impl Drop for Held {
 #[derive(Debug, Default)]
 pub(super) struct Swept {
     /// Contacts the database does not have yet.
-    pub(super) seen: Vec<(DeviceId, u64)>,
+    pub(super) seen: Vec<(Arc<Entry>, u64)>,
     /// Devices that went offline.
     pub(super) offline: Vec<Arc<Entry>>,
 }
@@ -337,7 +347,8 @@ impl Memory {
     }
 
     /// Contacts worth writing down; drops what has run out. While the cloud runs it knows better than the database when
-    /// a device was heard, so a row may be a minute behind; `all` brings every row up to date.
+    /// a device was heard, so a row may be a minute behind; `all` brings every row up to date. What is given is given again
+    /// until it is said to be written ([`Entry::written`], [`Entry::told_offline`]).
     pub(super) fn sweep(&self, now: u64, all: bool) -> Swept {
         write(&self.sessions).retain(|_, session| session.opened.elapsed() < SESSION);
         self.limits.sweep();
@@ -349,13 +360,11 @@ impl Memory {
             }
             let gone = entry.online.load(Relaxed) && !entry.is_online(now);
             if gone {
-                entry.online.store(false, Relaxed);
                 swept.offline.push(Arc::clone(entry));
             }
             let (seen, flushed) = (entry.last_seen(), entry.flushed.load(Relaxed));
             if seen != flushed && (all || gone || seen.abs_diff(flushed) >= BEHIND_S) {
-                entry.flushed.store(seen, Relaxed);
-                swept.seen.push((entry.device_id, seen));
+                swept.seen.push((Arc::clone(entry), seen));
             }
         }
         swept

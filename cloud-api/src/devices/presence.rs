@@ -12,6 +12,8 @@ use crate::{
 
 /// Between two batches.
 const EVERY: Duration = Duration::from_secs(10);
+/// Devices of one transaction: each is brought to the disk once, and others write in between.
+const BATCH: usize = 500;
 
 /// A device was heard.
 pub(crate) fn heard(app: &App, entry: &Arc<Entry>) {
@@ -44,24 +46,31 @@ pub async fn run(app: App) {
 pub(crate) async fn sweep(app: &App, all: bool) -> Result<()> {
     let now = app::now();
     let swept = app.devices.sweep(now, all);
-    for chunk in swept.seen.chunks(500) {
+    for chunk in swept.seen.chunks(BATCH) {
         let mut tx = app.db.write().await?;
-        for (device, seen) in chunk {
+        for (entry, seen) in chunk {
             sqlx::query("UPDATE devices SET last_seen = $2 WHERE device_id = $1")
-                .bind(device.to_string())
+                .bind(entry.device_id.to_string())
                 .bind(seen.cast_signed())
                 .execute(&mut *tx)
                 .await?;
         }
         tx.commit().await?;
+        chunk.iter().for_each(|(entry, seen)| entry.written(*seen));
     }
-    for entry in swept.offline {
+    // Where the cloud's own line fails, all devices are in here.
+    for chunk in swept.offline.chunks(BATCH) {
         let mut tx = app.db.write().await?;
-        let event = rows::NewEvent::new("presence", "offline", "The device went offline.");
-        rows::add_events(&mut tx, entry.device_id, now, &[event]).await?;
+        for entry in chunk {
+            let event = rows::NewEvent::new("presence", "offline", "The device went offline.");
+            rows::add_events(&mut tx, entry.device_id, now, &[event]).await?;
+        }
         tx.commit().await?;
-        app.bus
-            .publish(Event::Device { fleet_id: entry.fleet_id.to_string(), id: entry.device_id.to_string() });
+        for entry in chunk {
+            entry.told_offline();
+            let (fleet_id, id) = (entry.fleet_id.to_string(), entry.device_id.to_string());
+            app.bus.publish(Event::Device { fleet_id, id });
+        }
     }
     Ok(())
 }

@@ -116,7 +116,9 @@ async fn take(app: &App, entry: &super::memory::Entry, report: &Report, body: &[
     let mut events = events(&old, report, reason.as_ref(), committed.as_deref());
     events.extend(host::events(&old, host.as_ref(), agent.as_ref()));
     // The device may have told of this commit itself.
-    if rows::same_commit(&mut tx, &old.device_id, committed.as_deref()).await?.is_some() {
+    if events.iter().any(|event| event.kind == "committed")
+        && rows::same_commit(&mut tx, &old.device_id, committed.as_deref()).await?.is_some()
+    {
         events.retain(|event| event.kind != "committed");
     }
     if let Some(found) = &report.health {

@@ -247,15 +247,24 @@ pub(crate) async fn bound_events(tx: &mut Tx, device: DeviceId, now: u64) -> Res
     .bind(EVENTS)
     .execute(&mut **tx)
     .await?;
-    // In the order they came, so only the oldest can be too old.
-    sqlx::query(
-        "DELETE FROM device_events WHERE id IN (SELECT id FROM device_events WHERE device_id = $1 ORDER BY id LIMIT 100)
-            AND COALESCE(received_at, at) < $2",
+    // In the order they came, so only the oldest can be too old; as a rule not even that one is.
+    let oldest: Option<i64> = sqlx::query_scalar(
+        "SELECT COALESCE(received_at, at) FROM device_events WHERE device_id = $1 ORDER BY id LIMIT 1",
     )
     .bind(&id)
-    .bind(now.saturating_sub(EVENTS_S).cast_signed())
-    .execute(&mut **tx)
+    .fetch_optional(&mut **tx)
     .await?;
+    let before = now.saturating_sub(EVENTS_S).cast_signed();
+    if oldest.is_some_and(|oldest| oldest < before) {
+        sqlx::query(
+            "DELETE FROM device_events WHERE id IN (SELECT id FROM device_events WHERE device_id = $1 ORDER BY id LIMIT 100)
+                AND COALESCE(received_at, at) < $2",
+        )
+        .bind(&id)
+        .bind(before)
+        .execute(&mut **tx)
+        .await?;
+    }
     Ok(())
 }
 

@@ -372,15 +372,23 @@ async fn a_connected_device_costs_no_write_each_sweep_and_is_written_down_at_the
     let device = fleet.device(1).await;
     let (app, now) = (&fleet.cloud.app, app::now());
     let entry = app.devices.get(device.id).unwrap();
+    let sweep = |at, all| {
+        let swept = app.devices.sweep(at, all);
+        swept.seen.iter().for_each(|(entry, seen)| entry.written(*seen));
+        swept.offline.iter().for_each(|entry| entry.told_offline());
+        (swept.seen.iter().map(|(_, seen)| *seen).collect::<Vec<_>>(), swept.offline.len())
+    };
     assert_eq!(app.devices.sweep(now, false).seen.len(), 1);
+    assert_eq!(sweep(now, false).0.len(), 1, "given again until it is written");
     let held = entry.hold();
-    assert!(app.devices.sweep(now + 10, false).seen.is_empty());
-    assert_eq!(app.devices.sweep(now + 20, true).seen, [(device.id, now + 20)]);
-    assert_eq!(app.devices.sweep(now + 90, false).seen.len(), 1);
+    assert!(sweep(now + 10, false).0.is_empty());
+    assert_eq!(sweep(now + 20, true).0, [now + 20]);
+    assert_eq!(sweep(now + 90, false).0.len(), 1);
     drop(held);
-    assert!(app.devices.sweep(now + 30, false).offline.is_empty());
+    assert_eq!(sweep(now + 30, false).1, 0);
     assert_eq!(app.devices.sweep(now + 1_000, false).offline.len(), 1);
-    assert!(app.devices.sweep(now + 1_001, false).offline.is_empty(), "told once");
+    assert_eq!(sweep(now + 1_000, false).1, 1, "told until the database has it");
+    assert_eq!(sweep(now + 1_001, false).1, 0, "told once");
 }
 
 #[tokio::test]

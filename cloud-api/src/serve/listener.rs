@@ -217,10 +217,11 @@ async fn connection(
     let _ = tcp.set_nodelay(true);
     let patience = u32::try_from(UNACKNOWLEDGED.as_millis()).unwrap_or(u32::MAX);
     let _ = setsockopt(&tcp, TcpUserTimeout, &patience);
+    // Each phase has room of its own, and gives it back at its end.
     match terminator {
-        None => http(tcp, peer, router, seat, admission, stopping).await,
-        Some(terminator) => match terminator.accept(tcp).await {
-            Ok(Some(tls)) => http(tls, peer, router, seat, admission, stopping).await,
+        None => Box::pin(http(tcp, peer, router, seat, admission, stopping)).await,
+        Some(terminator) => match Box::pin(terminator.accept(tcp)).await {
+            Ok(Some(tls)) => Box::pin(http(tls, peer, router, seat, admission, stopping)).await,
             Ok(None) => {}
             Err(error) => tracing::debug!(%peer, %error, "handshake"),
         },

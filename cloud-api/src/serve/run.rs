@@ -12,11 +12,11 @@ use tokio::{
 
 use super::{control, listener};
 use crate::{
-    api::setup,
+    api::{metrics, setup},
     app::{self, App},
     blobs, build, commands, devices,
     settings::{self, Checked},
-    terminal,
+    telemetry, terminal,
     tls::Terminator,
 };
 
@@ -126,6 +126,7 @@ async fn start_rooms(app: &App) -> anyhow::Result<JoinHandle<()>> {
     terminal::reconcile(app).await.context("ending terminals of an earlier run")?;
     tokio::spawn(collect(app.clone()));
     tokio::spawn(commands::run(app.clone()));
+    tokio::spawn(metrics::run(app.clone()));
     // Writes down once more what it knows when the cloud stops, so its end is waited for.
     Ok(tokio::spawn(devices::run(app.clone())))
 }
@@ -144,6 +145,9 @@ async fn collect(app: App) {
             Err(error) => {
                 tracing::warn!(error = %format!("{error:#}"), "collecting garbage; tried again in a day");
             }
+        }
+        if let Err(problem) = telemetry::prune(&app).await {
+            tracing::warn!(%problem, "dropping old metrics; tried again in a day");
         }
     }
 }

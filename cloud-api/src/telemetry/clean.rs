@@ -73,6 +73,19 @@ fn plain(value: Value, depth: usize) -> Value {
     }
 }
 
+/// Spans of a batch, the oldest first. One that is undated, or dated in the future, ended when the next began: a day that
+/// a device measured without a clock is a day, not one moment over and over.
+pub(super) fn spans(mut spans: Vec<Summary>, now: u64) -> Vec<Summary> {
+    let mut end = now;
+    for span in spans.iter_mut().rev() {
+        if span.at.is_none_or(|at| at > now + AHEAD_S) {
+            span.at = Some(end);
+        }
+        end = moment(span.at, now).saturating_sub(u64::from(span.for_s).max(1));
+    }
+    spans.into_iter().map(|span| summary(span, now)).collect()
+}
+
 /// A span of metrics.
 pub(super) fn summary(summary: Summary, now: u64) -> Summary {
     Summary {
@@ -138,6 +151,24 @@ mod tests {
         }
         let (event, at) = super::event(&json!({"kind": "boot", "code": "asked", "at": 900}), 1_000);
         assert_eq!((event.kind.as_str(), at), ("boot", 900), "what happened before is dated so");
+    }
+
+    #[test]
+    fn spans_without_a_believable_time_end_where_the_next_began() {
+        let span = |at: Option<u64>| Summary {
+            at,
+            for_s: 3_600,
+            samples: 1,
+            device: Measured::default(),
+            services: BTreeMap::new(),
+        };
+        let dated = |spans: Vec<Option<u64>>| -> Vec<Option<u64>> {
+            super::spans(spans.into_iter().map(span).collect(), 100_000).iter().map(|span| span.at).collect()
+        };
+        assert_eq!(dated(vec![None, None, None]), [Some(92_800), Some(96_400), Some(100_000)]);
+        assert_eq!(dated(vec![None, Some(50_000)]), [Some(46_400), Some(50_000)]);
+        assert_eq!(dated(vec![Some(u64::MAX), Some(99_000)]), [Some(95_400), Some(99_000)]);
+        assert_eq!(dated(vec![Some(90_000), Some(93_600)]), [Some(90_000), Some(93_600)]);
     }
 
     #[test]

@@ -23,6 +23,30 @@ const MOST: usize = 16 << 10;
 /// What older ones are joined to, seconds.
 const JOINED_S: u64 = 6 * 3600;
 
+/// Drops what is past its time of devices that send nothing any more.
+pub(super) async fn prune(app: &App, now: u64) -> Result<()> {
+    let devices: Vec<String> =
+        sqlx::query_scalar("SELECT device_id FROM devices").fetch_all(app.db.read()).await?;
+    for chunk in devices.chunks(500) {
+        let mut tx = app.db.write().await?;
+        for device in chunk {
+            drop_old(&mut tx, device, now).await?;
+        }
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+async fn drop_old(tx: &mut Tx, device: &str, now: u64) -> Result<()> {
+    // Both kinds are named, so that the key finds them.
+    sqlx::query("DELETE FROM device_metrics WHERE device_id = $1 AND joined IN (FALSE, TRUE) AND at < $2")
+        .bind(device)
+        .bind(now.saturating_sub(KEPT_S).cast_signed())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
 /// Keeps spans of a device. One that is told twice is kept once.
 pub(super) async fn store(tx: &mut Tx, device: DeviceId, spans: &[Summary], now: u64) -> Result<()> {
     if spans.is_empty() {
@@ -36,12 +60,7 @@ pub(super) async fn store(tx: &mut Tx, device: DeviceId, spans: &[Summary], now:
         }
     }
     join_old(tx, device, now).await?;
-    sqlx::query("DELETE FROM device_metrics WHERE device_id = $1 AND at < $2")
-        .bind(device.to_string())
-        .bind(now.saturating_sub(KEPT_S).cast_signed())
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
+    drop_old(tx, &device.to_string(), now).await
 }
 
 async fn put(tx: &mut Tx, device: DeviceId, at: u64, span: &Summary, joined: bool) -> Result<()> {

@@ -65,6 +65,14 @@ pub(crate) async fn take(app: &App, entry: &Entry, batch: Batch) -> Result<Store
     Ok(Stored { class, up_to })
 }
 
+/// Drops metrics past their time, of devices that send nothing any more, too.
+///
+/// # Errors
+/// The database's.
+pub(crate) async fn prune(app: &App) -> Result<()> {
+    metrics::prune(app, app::now()).await
+}
+
 /// Takes telemetry: what cannot be read is left out, as it would be again.
 async fn telemetry(app: &App, entry: &Entry, batch: &Batch) -> Result<u64> {
     let now = app::now();
@@ -72,11 +80,12 @@ async fn telemetry(app: &App, entry: &Entry, batch: &Batch) -> Result<u64> {
     let mut newest = None;
     for item in batch.items.iter().take(MAX_ITEMS).filter(|item| item.to_string().len() <= MAX_TELEMETRY) {
         match serde_json::from_value(item.clone()) {
-            Ok(Telemetry::Metrics(summary)) => spans.push(clean::summary(summary, now)),
+            Ok(Telemetry::Metrics(summary)) => spans.push(summary),
             Ok(Telemetry::Facts(facts)) => newest = Some(clean::facts(*facts)),
             Err(error) => tracing::debug!(device = %entry.device_id, %error, "an item of telemetry"),
         }
     }
+    let spans = clean::spans(spans, now);
     if !spans.is_empty() || newest.is_some() {
         let mut tx = app.db.write().await?;
         metrics::store(&mut tx, entry.device_id, &spans, now).await?;
