@@ -134,6 +134,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         budget: budget.clone(),
         boot_reason: boot.reason,
         checks: checks.clone(),
+        looking: Arc::default(),
     };
     let kinds = channel::streams::Kinds {
         metrics: Some(Arc::new(metrics::Live(measuring.clone()))),

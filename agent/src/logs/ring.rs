@@ -68,14 +68,15 @@ impl Rings {
     ) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         let mut rings = BTreeMap::new();
-        let mut last = 0;
+        let (mut last, mut damaged) = (0, false);
         for (service, files) in folders(&dir)? {
-            let (ring, found) = Ring::open(&dir.join(&service), files)?;
+            let (ring, found, whole) = Ring::open(&dir.join(&service), files);
             last = last.max(found);
+            damaged |= !whole;
             rings.insert(service, ring);
         }
         let numbers = state.load::<Numbers>(NUMBERS).unwrap_or_default().unwrap_or_default();
-        if numbers.boot_id != boot_id || last == 0 {
+        if numbers.boot_id != boot_id || last == 0 || damaged {
             last = last.max(numbers.below);
         }
         let boot_id = boot_id.to_owned();
@@ -192,35 +193,37 @@ impl Rings {
 }
 
 impl Ring {
-    fn open(folder: &Path, mut firsts: Vec<u64>) -> io::Result<(Self, u64)> {
+    /// Gives the last number in it, and whether all of it could be read: a file on bad sectors costs its own lines, and neither
+    /// those of others nor those to come.
+    fn open(folder: &Path, mut firsts: Vec<u64>) -> (Self, u64, bool) {
         let mut ring = Self::default();
-        let mut last = 0;
+        let (mut last, mut whole) = (0, true);
         firsts.sort_unstable();
         for first in firsts {
-            let path = file(folder, first);
-            ring.files.push_back((first, fs::metadata(&path)?.len()));
+            match fs::metadata(file(folder, first)) {
+                Ok(about) => ring.files.push_back((first, about.len())),
+                Err(_) => whole = false,
+            }
         }
         // The newest may end in the middle of a line, or hold none.
         while let Some((first, bytes)) = ring.files.back_mut() {
             let path = file(folder, *first);
-            let mut text = Vec::new();
-            File::open(&path)?.read_to_end(&mut text)?;
-            let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
-            if whole < text.len() {
-                OpenOptions::new().write(true).open(&path)?.set_len(whole as u64)?;
-                *bytes = whole as u64;
+            match newest(&path) {
+                Ok(Some((line, length))) => {
+                    (ring.n, last) = (line.n, line.seq);
+                    *bytes = length;
+                    break;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, file = %path.display(), "lines of a service cannot be read any more and are left out");
+                    whole = false;
+                }
             }
-            let newest = text[..whole]
-                .rsplit(|b| *b == b'\n')
-                .find_map(|line| serde_json::from_slice::<LogLine>(line).ok());
-            if let Some(line) = newest {
-                (ring.n, last) = (line.n, line.seq);
-                break;
-            }
-            fs::remove_file(&path)?;
+            let _ = fs::remove_file(&path);
             ring.files.pop_back();
         }
-        Ok((ring, last))
+        (ring, last, whole)
     }
 
     fn bytes(&self) -> u64 {
@@ -258,6 +261,22 @@ impl Ring {
         let _ = fs::remove_file(file(folder, first));
         bytes
     }
+}
+
+/// The last line of a file, which is cut where it ends, and the file's length then.
+fn newest(path: &Path) -> io::Result<Option<(LogLine, u64)>> {
+    let mut text = Vec::new();
+    File::open(path)?.read_to_end(&mut text)?;
+    let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
+    if whole < text.len() {
+        // On a read-only disk nothing is written after it either.
+        let cut = OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(whole as u64));
+        if let Err(error) = cut {
+            tracing::debug!(%error, file = %path.display(), "a torn line cannot be cut off");
+        }
+    }
+    let line = text[..whole].rsplit(|b| *b == b'\n').find_map(|line| serde_json::from_slice(line).ok());
+    Ok(line.map(|line| (line, whole as u64)))
 }
 
 pub(super) fn file(folder: &Path, first: u64) -> PathBuf {

@@ -179,6 +179,24 @@ fn a_torn_end_is_taken_off_and_damage_is_passed_over() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_costs_its_own_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = rings(dir.path(), Limits::of(4 << 20, 32 << 20), "b");
+    first.push("db", "aaa", line("of another"));
+    first.push("web", "aaa", line("of before"));
+    first.write();
+    drop(first);
+    // Reads of a folder fail, as those of bad sectors do.
+    std::fs::create_dir(super::ring::file(&dir.path().join("logs/web"), 900)).unwrap();
+    let mut again = rings(dir.path(), Limits::of(4 << 20, 32 << 20), "b");
+    again.push("web", "aaa", line("after"));
+    assert!(again.write() > 1 << 20, "numbers go on past all that may have been in it");
+    let said: Vec<_> =
+        all(&mut reader(dir.path(), &["db"], Some(0), 0)).into_iter().map(|l| l.line).collect();
+    assert_eq!(said, [Some("of another".to_owned())]);
+}
+
+#[test]
 fn each_ring_and_all_together_are_bounded_and_the_oldest_go() {
     let dir = tempfile::tempdir().unwrap();
     let limits = Limits::of(64 << 10, 160 << 10);

@@ -14,7 +14,14 @@ mod live;
 mod read;
 mod sums;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use copal_protocol::telemetry::{Budget, Telemetry};
 use tokio::{
@@ -66,14 +73,23 @@ pub struct Deps {
     pub boot_reason: &'static str,
     /// What health checks look at: whether a proxy is on the way to the cloud.
     pub checks: Arc<diagnostics::Deps>,
+    /// A look is under way. One that hangs (a sensor's driver) is not joined by others: each would hold a thread.
+    pub looking: Arc<AtomicBool>,
 }
 
 impl Deps {
-    /// Looks; `None` where that takes too long.
+    /// Looks; `None` where that takes too long, or one that did is not over yet.
     async fn look(&self) -> Option<Raw> {
-        let (tree, state_dir) = (self.tree.clone(), self.state_dir.clone());
+        if self.looking.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let (tree, state_dir, over) = (self.tree.clone(), self.state_dir.clone(), self.looking.clone());
         let services = read::services(&self.status.borrow());
-        let looking = tokio::task::spawn_blocking(move || read::read(&tree, &state_dir, &services));
+        let looking = tokio::task::spawn_blocking(move || {
+            let raw = read::read(&tree, &state_dir, &services);
+            over.store(false, Ordering::Release);
+            raw
+        });
         tokio::time::timeout(PATIENCE, looking).await.ok()?.ok()
     }
 

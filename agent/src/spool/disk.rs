@@ -123,6 +123,8 @@ pub struct Spool {
     most: (u64, u64),
     boot: String,
     segments: VecDeque<Segment>,
+    /// The highest index of a file there is, whether or not it could be read.
+    top: u64,
     /// The boot the newest segment's next event is taken for; `None`: nothing can be appended to it.
     tail: Option<String>,
     /// The next number.
@@ -145,6 +147,7 @@ impl Spool {
             most: (most, (most / 32).clamp(4 << 10, 128 << 10)),
             boot: boot.to_owned(),
             segments: VecDeque::new(),
+            top: 0,
             tail: None,
             next: 1,
             acked: 0,
@@ -160,8 +163,19 @@ impl Spool {
         let mut found: Vec<u64> = self.medium.list()?.iter().filter_map(|name| index(name)).collect();
         found.sort_unstable();
         for index in found {
+            self.top = index;
             let mut segment = Segment { index, first: 0, next: 0, bytes: 0 };
-            let bytes = self.medium.read(&segment.name())?;
+            let bytes = match self.medium.read(&segment.name()) {
+                Ok(bytes) if !segment::is_later(&bytes) => bytes,
+                // It stays, and what follows goes into a file after it: it may be read one day.
+                passed => {
+                    let error = passed.err().map(|e| e.to_string());
+                    let why = error.as_deref().unwrap_or("a later agent wrote it");
+                    tracing::warn!(file = segment.name(), why, "a segment of the spool is passed over");
+                    self.tail = None;
+                    continue;
+                }
+            };
             segment.bytes = bytes.len() as u64;
             let Some(read) = segment::read(&bytes) else {
                 // Its head was torn: nothing in it was ever told to be kept.
@@ -249,11 +263,12 @@ impl Spool {
                 segment::push(&mut bytes, &head);
                 bytes.push_str(&lines);
                 lines = bytes;
-                let index = self.segments.back().map_or(1, |s| s.index + 1);
+                let index = self.top + 1;
                 self.make_room(lines.len() as u64);
                 self.tail = None;
                 let segment = Segment { index, first: self.next, next: self.next, bytes: 0 };
                 self.medium.create(&segment.name(), lines.as_bytes())?;
+                self.top = index;
                 if let Some(older) = self.segments.back_mut() {
                     older.next = older.next.min(self.next);
                 }
@@ -373,10 +388,11 @@ impl Spool {
             segment::push(&mut lines, &Line::Event { n: next, e: record.event });
             next += 1;
         }
-        let index = self.segments.back().map_or(1, |s| s.index + 1);
+        let index = self.top + 1;
         let bytes = lines.len() as u64;
         let segment = Segment { index, first: floor + 1, next, bytes };
         self.medium.create(&segment.name(), lines.as_bytes())?;
+        self.top = index;
         (self.acked, self.acked_written, self.next, self.tail) = (floor, floor, next, Some(of));
         for older in &mut self.segments {
             older.next = older.next.min(older.first);

@@ -99,13 +99,23 @@ impl Outbox {
         }
     }
 
-    /// Takes telemetry; where nobody comes for it the oldest goes.
+    /// Takes telemetry; where nobody comes for it the oldest goes. Of a summary that no batch holds the last services are
+    /// left out, rather than all that the device measured.
     pub fn telemetry(&self, item: &Telemetry) {
-        let Ok(value) = serde_json::to_value(item) else { return };
-        if value.to_string().len() > MAX_TELEMETRY {
-            tracing::debug!("telemetry that no batch holds is left out");
-            return;
-        }
+        let mut item = item.clone();
+        let value = loop {
+            let Ok(value) = serde_json::to_value(&item) else { return };
+            if value.to_string().len() <= MAX_TELEMETRY {
+                break value;
+            }
+            let left_out = match &mut item {
+                Telemetry::Metrics(summary) => summary.services.pop_last().is_some(),
+                Telemetry::Facts(_) => false,
+            };
+            if !left_out {
+                return tracing::debug!("telemetry that no batch holds is left out");
+            }
+        };
         let mut inner = self.inner();
         inner.telemetry.push_back(value);
         if inner.telemetry.len() > KEPT {

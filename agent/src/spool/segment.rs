@@ -89,6 +89,13 @@ fn line(bytes: &[u8]) -> Option<&[u8]> {
     (head[SUM] == b' ' && head[..SUM] == *sum(text).as_bytes()).then_some(text)
 }
 
+/// Whether a later agent wrote it: one that was tried here and went back.
+pub(super) fn is_later(bytes: &[u8]) -> bool {
+    let head = bytes.split(|b| *b == b'\n').next().and_then(line);
+    let head = head.and_then(|text| json::from_slice::<Value>(text, DEPTH).ok());
+    head.and_then(|head| head["v"].as_u64()).is_some_and(|v| v > u64::from(VERSION))
+}
+
 /// Reads a segment as far as it is whole; `None` where not even its head is.
 pub(super) fn read(bytes: &[u8]) -> Option<Read> {
     let end = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
@@ -163,5 +170,6 @@ mod tests {
         let mut text = String::new();
         push(&mut text, &json!({"v": 2, "first": 1, "acked": 0, "boot": ""}));
         assert_eq!(read(text.as_bytes()), None);
+        assert!(is_later(text.as_bytes()) && !is_later(self::text().as_bytes()) && !is_later(b"torn"));
     }
 }

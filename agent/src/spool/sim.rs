@@ -24,6 +24,8 @@ pub(super) struct State {
     pub(super) written: usize,
     /// Every write fails, as on a disk that is full.
     pub(super) full: bool,
+    /// A file on sectors that cannot be read.
+    pub(super) unreadable: Option<String>,
 }
 
 impl State {
@@ -52,7 +54,11 @@ impl Medium for Memory {
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
-        self.0.lock().unwrap().files.get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+        let state = self.0.lock().unwrap();
+        if state.unreadable.as_deref() == Some(name) {
+            return Err(io::Error::other("Input/output error"));
+        }
+        state.files.get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn create(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use copal_protocol::{
     channel::{Class, Stored},
-    telemetry::{Summary, Telemetry},
+    telemetry::{Gauge, Measured, Summary, Telemetry},
 };
 use serde_json::{Value, json};
 
@@ -312,4 +312,44 @@ fn an_event_is_bounded_and_safe_whatever_is_put_into_it() {
     let event = &outbox.next(true).unwrap().items[0];
     assert!(event.to_string().len() <= copal_protocol::telemetry::MAX_EVENT);
     assert!(!event["message"].as_str().unwrap().contains('\u{1b}'));
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_costs_its_own_events_and_nothing_is_written_over_it() {
+    for bad in 0..3 {
+        let (memory, mut cloud) = (Memory::default(), Cloud::default());
+        let mut spool = open(&memory, "a", SMALL);
+        // Segments of 5 KiB.
+        for n in 0..90 {
+            spool.append(&[event(n)], 0).unwrap();
+        }
+        drop(spool);
+        let (names, before): (Vec<String>, _) = {
+            let files = memory.0.lock().unwrap().files.clone();
+            (files.keys().cloned().collect(), files)
+        };
+        assert!(names.len() >= 3, "{names:?}");
+        let name = if bad == 2 { names.last().unwrap() } else { &names[bad] };
+        memory.0.lock().unwrap().unreadable = Some(name.clone());
+        let mut spool = open(&memory, "a", SMALL);
+        spool.append(&[event(1_000)], 0).unwrap();
+        drain(&mut spool, &mut cloud);
+        let came = numbers(&cloud);
+        let lost = segment::read(before[name].as_slice()).unwrap().records.len();
+        assert_eq!((came.len(), came.last()), (91 - lost, Some(&1_000)), "{name}");
+        assert_eq!(memory.0.lock().unwrap().files[name], before[name], "{name} is left alone");
+    }
+}
+
+#[test]
+fn of_a_summary_that_no_batch_holds_some_services_are_left_out() {
+    let notes = Notes::new(Clock::default(), || 1);
+    let outbox = connected(&Memory::default(), &notes, "a", SMALL, 0);
+    let gauges = (0..16).map(|n| (format!("g{n}"), Gauge { min: 1, avg: 2, max: 3, last: 4 })).collect();
+    let one = Measured { gauges, ..Measured::default() };
+    let services = (0..100).map(|n| (format!("service{n}"), one.clone())).collect();
+    outbox.telemetry(&Telemetry::Metrics(Summary { device: one, services, ..Summary::default() }));
+    let batch = outbox.next(true).expect("not all of it is left out");
+    let sent = batch.items[0]["services"].as_object().unwrap().len();
+    assert!(sent > 10 && batch.items[0]["device"]["gauges"]["g0"].is_array(), "{sent}");
 }
