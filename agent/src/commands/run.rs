@@ -118,7 +118,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
             session: rooms.session.clone(),
         }),
         policy: places.policy.clone(),
-        folder: terminal::open::Folder::of(&places.state_dir),
+        folder: terminal::open::Folder::of(&places.run_dir),
         recordings: terminal::recordings::Recordings::of(&places.state_dir),
         clock: rooms.clock.clone(),
         notes: notes.clone(),

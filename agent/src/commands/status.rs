@@ -20,7 +20,7 @@ pub fn status(places: &Places, json: bool) -> anyhow::Result<()> {
     // A process of that id may be another by now; its name tells.
     let comm = std::fs::read_to_string(format!("/proc/{}/comm", status.pid)).unwrap_or_default();
     let alive = comm.starts_with("copal-agent");
-    let terminals = Folder::of(&places.state_dir).all();
+    let terminals = Folder::of(&places.run_dir).all();
     if json {
         let mut value = serde_json::to_value(&status)?;
         value["agent_running"] = alive.into();

@@ -33,7 +33,7 @@ pub enum TerminalCommand {
 /// # Errors
 /// No such session.
 pub fn terminal(places: &Places, command: &TerminalCommand) -> anyhow::Result<bool> {
-    let folder = Folder::of(&places.state_dir);
+    let folder = Folder::of(&places.run_dir);
     match command {
         TerminalCommand::List { json: true } => println!("{}", serde_json::to_string_pretty(&folder.all())?),
         TerminalCommand::List { json: false } => {

@@ -1,9 +1,10 @@
-//! What is open, for whoever stands at the device: a file a session in the folder `terminals` of the state folder. It is there before
-//! the shell is and goes after its last process. Removing or renaming it ends the session.
+//! What is open, for whoever stands at the device: a file a session in the folder `terminals` of the run folder. It is there before
+//! the shell is and goes after its last process. Removing or renaming it ends the session. In memory, since a disk that takes
+//! nothing any more is one reason to look: it outlives the agent, and no process outlives a boot.
 
 use std::{
     fs, io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -48,10 +49,10 @@ pub struct Record {
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Below the state folder; made when it is needed.
+    /// Below the run folder; made when it is needed.
     #[must_use]
-    pub fn of(state_dir: &Path) -> Self {
-        Self(state_dir.join(FOLDER))
+    pub fn of(run_dir: &Path) -> Self {
+        Self(run_dir.join(FOLDER))
     }
 
     fn path(&self, session: SessionId, kind: &str) -> PathBuf {
@@ -75,7 +76,7 @@ impl Folder {
 
     fn put(&self, path: &Path, record: &Record) -> io::Result<()> {
         use io::Write as _;
-        fs::create_dir_all(&self.0)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
         let next = path.with_extension("next");
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
