@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, header};
+use tokio::time::Instant;
 
 use super::{
     error::CloudError,
@@ -108,6 +109,24 @@ struct State {
     /// Set by a person; absent: what the environment says.
     proxy: Option<String>,
     client: Option<(reqwest::Client, Option<SystemTime>)>,
+    /// Counts changes of the way: what came by an older one says nothing of this.
+    way: u64,
+    unreached: Option<Unreached>,
+}
+
+/// That no call came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unreached {
+    /// Since when: the first that failed after one that did not, or when this way was first gone.
+    pub since: Instant,
+    /// The last one failed because a certificate is not for the time this device has.
+    pub by_time: bool,
+}
+
+impl Unreached {
+    fn now() -> Self {
+        Self { since: Instant::now(), by_time: false }
+    }
 }
 
 impl Cloud {
@@ -115,7 +134,13 @@ impl Cloud {
     #[must_use]
     pub fn new(address: Address, clock: Clock, limits: Limits) -> Self {
         Self {
-            state: Mutex::new(State { address, proxy: None, client: None }),
+            state: Mutex::new(State {
+                address,
+                proxy: None,
+                client: None,
+                way: 0,
+                unreached: Some(Unreached::now()),
+            }),
             current: AtomicUsize::new(0),
             clock,
             limits,
@@ -124,30 +149,61 @@ impl Cloud {
 
     /// Goes to another address from now on (Root named one).
     pub fn set_address(&self, address: Address) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         if state.address != address {
-            *state = State { address, proxy: state.proxy.take(), client: None };
+            state.address = address;
+            state.client = None;
             self.current.store(0, Ordering::Relaxed);
         }
     }
 
     /// Goes by this proxy from now on, by new connections only; absent: by what the environment says.
     pub fn set_proxy(&self, proxy: Option<String>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         state.proxy = proxy;
         state.client = None;
+        state.way += 1;
+        state.unreached = Some(Unreached::now());
+    }
+
+    /// Whether the cloud has not answered by the way it is gone to now. No call is made for it: while nothing is asked, what was
+    /// heard last counts.
+    #[must_use]
+    pub fn unreached(&self) -> Option<Unreached> {
+        self.state().unreached
+    }
+
+    /// What a call says of the way it went.
+    fn heard(&self, way: u64, answer: &Result<Answer, CloudError>) {
+        let mut state = self.state();
+        if state.way != way {
+            return;
+        }
+        let by_time = match answer {
+            Ok(_) => return state.unreached = None,
+            // Only the cloud refuses by its own codes; what is before it has none of them.
+            Err(CloudError::Refused { code, .. }) if !code.is_empty() => return state.unreached = None,
+            Err(CloudError::Transport { detail, .. }) => is_of_time(detail),
+            Err(_) => false,
+        };
+        let since = state.unreached.map_or_else(Instant::now, |before| before.since);
+        state.unreached = Some(Unreached { since, by_time });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The proxy that is set. May hold a password.
     #[must_use]
     pub fn proxy(&self) -> Option<String> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).proxy.clone()
+        self.state().proxy.clone()
     }
 
     /// The base URLs it goes to.
     #[must_use]
     pub fn bases(&self) -> Vec<String> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).address.urls.clone()
+        self.state().address.urls.clone()
     }
 
     /// Calls, and reads the whole bounded answer.
@@ -155,6 +211,7 @@ impl Cloud {
     /// # Errors
     /// [`CloudError`].
     pub async fn call(&self, call: Call<'_>) -> Result<Answer, CloudError> {
+        let way = self.state().way;
         let deadline = self.limits.deadline(call.cap) + call.wait;
         let work = async {
             let response = self.send(&call, &HeaderMap::new(), self.limits.first_byte + call.wait).await?;
@@ -178,14 +235,15 @@ impl Cloud {
             }
             Ok(Answer { status: status.as_u16(), etag, body })
         };
-        match tokio::time::timeout(deadline, work).await {
-            Ok(result) => result,
-            Err(_) => Err(CloudError::Slow(format!(
+        let answer = tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
+            Err(CloudError::Slow(format!(
                 "{} took longer than {} s: the connection is too slow or the server hangs",
                 call.path,
                 deadline.as_secs()
-            ))),
-        }
+            )))
+        });
+        self.heard(way, &answer);
+        answer
     }
 
     /// Starts reading a blob at byte `from`; the reader bounds it.
@@ -250,7 +308,7 @@ impl Cloud {
         headers: &HeaderMap,
     ) -> Result<reqwest::Response, CloudError> {
         let (address, proxy, base, count) = {
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let state = self.state();
             let urls = &state.address.urls;
             let base = urls[self.current.load(Ordering::Relaxed) % urls.len()].clone();
             (state.address.clone(), state.proxy.clone(), base, urls.len())
@@ -308,7 +366,7 @@ impl Cloud {
     }
 
     fn client(&self) -> Result<(reqwest::Client, String, usize), CloudError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let urls = &state.address.urls;
         let base = urls[self.current.load(Ordering::Relaxed) % urls.len()].clone();
         let count = urls.len();
@@ -374,13 +432,20 @@ fn hint(causes: &str) -> &'static str {
     if causes.contains("UnknownIssuer") {
         "; none of the server's certificates is pinned or from a public CA: another server answers, or its key was changed \
          without a new Root naming its pin"
-    } else if causes.contains("NotValidForName") {
+    } else if causes.contains("NotValidForName") || causes.contains("not valid for name") {
         "; the server's certificate is for another name than copal.json's URL"
-    } else if causes.contains("NotValidYet") || causes.contains("Expired") {
+    } else if is_of_time(causes) {
         "; check this device's clock, then the server's certificate"
     } else {
         ""
     }
+}
+
+/// Whether TLS failed because a certificate is not for the time this device has: in the words of either kind of check.
+fn is_of_time(causes: &str) -> bool {
+    ["NotValidYet", "Expired", "certificate not valid yet", "certificate expired"]
+        .iter()
+        .any(|word| causes.contains(word))
 }
 
 fn is_html(headers: &HeaderMap) -> bool {
@@ -411,4 +476,54 @@ fn causes(error: &dyn std::error::Error) -> String {
         cause = e.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{CertificateError, pki_types::UnixTime};
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_for_another_time_is_told_from_other_failures_in_either_check_s_words() {
+        let at = |s| UnixTime::since_unix_epoch(Duration::from_secs(s));
+        let told = |error| rustls::Error::InvalidCertificate(error).to_string();
+        for error in [
+            CertificateError::Expired,
+            CertificateError::NotValidYet,
+            CertificateError::ExpiredContext { time: at(9), not_after: at(5) },
+            CertificateError::NotValidYetContext { time: at(5), not_before: at(9) },
+        ] {
+            assert!(is_of_time(&told(error.clone())), "{error:?}");
+            assert!(hint(&told(error)).contains("clock"));
+        }
+        assert!(!is_of_time(&told(CertificateError::UnknownIssuer)));
+    }
+
+    #[test]
+    fn what_is_heard_by_an_older_way_says_nothing_of_this_one() {
+        let urls = ["http://127.0.0.1:1".to_owned()];
+        let cloud = Cloud::new(Address::new(&urls, &[]).unwrap(), Clock::default(), Limits::default());
+        let answer = || Ok(Answer { status: 204, etag: None, body: Bytes::new() });
+        let refused = |code: &str| {
+            Err(CloudError::Refused {
+                status: 502,
+                code: code.to_owned(),
+                detail: String::new(),
+                retry_after: None,
+            })
+        };
+        assert!(cloud.unreached().is_some(), "nothing was heard yet");
+        cloud.heard(0, &answer());
+        assert_eq!(cloud.unreached(), None);
+        cloud.heard(0, &refused(""));
+        assert!(cloud.unreached().is_some_and(|u| !u.by_time), "something before the cloud");
+        cloud.heard(0, &refused("device_revoked"));
+        assert_eq!(cloud.unreached(), None, "who is refused has reached it");
+        cloud.set_proxy(None);
+        cloud.heard(0, &answer());
+        assert!(cloud.unreached().is_some());
+        cloud.heard(1, &Err(CloudError::transport("invalid peer certificate: Expired")));
+        assert!(cloud.unreached().is_some_and(|u| u.by_time));
+    }
 }

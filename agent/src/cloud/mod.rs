@@ -11,7 +11,7 @@ mod names;
 mod upgrade;
 
 pub use backoff::{Backoff, retry_after};
-pub use client::{Address, Call, Cloud};
+pub use client::{Address, Call, Cloud, Unreached};
 pub use error::CloudError;
 pub use fetch::{Answer, Blob, Limits};
 pub use names::{ask_server, name_servers};

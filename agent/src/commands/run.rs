@@ -37,7 +37,7 @@ use crate::{
     engine::Engine,
     images::Pulls,
     logs, metrics,
-    network::Network,
+    network::{self, Network},
     orders::{self, Acks, RealHands, pause::Pause},
     os::{
         self, OsStatus,
@@ -92,7 +92,13 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let holds = Holds::open(rooms.state.clone(), &clock::boot_id());
     let acks = Arc::new(Acks::default());
     let (commands, told) = mpsc::channel(32);
-    let network = Arc::new(Network::open(rooms.state.clone(), rooms.cloud.clone(), Path::new("/")));
+    let network = Network::open(
+        rooms.state.clone(),
+        rooms.cloud.clone(),
+        Path::new("/"),
+        network::Pace::from_environment(),
+    );
+    let network = Arc::new(network);
     let health = Arc::new(Health::open(rooms.state.clone()));
     let link = Link::Own { session: rooms.session.clone(), store: rooms.store.clone() };
     let checks = diagnostics::Deps::new(places.clone(), rooms.clock.clone(), engine.clone(), link, true);
@@ -226,6 +232,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         () = Box::pin(metrics::run(measuring, notes.clone(), outbox.clone())) => false,
         () = Box::pin(collect_logs) => false,
         () = pause.run() => false,
+        () = network.guard(&checks.link, &notes) => false,
         () = Box::pin(update_os) => false,
         () = Box::pin(diagnostics::door::serve(checks.clone())) => false,
         () = Box::pin(looking) => false,

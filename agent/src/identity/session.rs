@@ -227,7 +227,7 @@ impl Session {
 
     /// The client beneath.
     #[must_use]
-    pub fn cloud(&self) -> &Cloud {
+    pub fn cloud(&self) -> &Arc<Cloud> {
         &self.cloud
     }
 

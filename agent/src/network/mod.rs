@@ -6,6 +6,9 @@
 //! 3. Where the cloud answers by a new connection within [`TRIAL`], it is written down as what holds. Else, or where it cannot be
 //!    written down, what was before is applied again.
 //! 4. An agent that starts and finds a change on trial undoes it: whatever ended the one before, it had not reached the cloud.
+//! 5. What was kept can stop working: a proxy is switched off, a time server turns the clock until no certificate is valid. Where the
+//!    cloud was not reached for long, what was before and what the device came with are gone by in turns with what is set; what
+//!    reaches the cloud stays ([`Network::guard`]).
 //!
 //! Never here: a wait by the wall clock, which time servers may set; a proxy's password in a log or an answer.
 
@@ -26,21 +29,20 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 
 pub use self::{
-    record::{Change, Last, Record, Settings},
+    record::{Change, FALLS, Last, Pace, Record, Settings, turn},
     time::{Kind, TimeService},
 };
 use crate::{
     apply::status::reason,
     cloud::Cloud,
     diagnostics::{self, Link},
+    spool::{Note, Notes},
     state::{StateDir, StateError},
 };
 
 const FILE: &str = "network";
-/// How long the cloud may take to answer after a change.
-const TRIAL: Duration = Duration::from_secs(120);
-/// Before the first look, and between looks: a time service that was just told needs a moment, and so does a proxy.
-const LOOK: Duration = Duration::from_secs(3);
+/// How long a person's change waits where the ways are looked after in that moment.
+const SOON: Duration = Duration::from_secs(5);
 
 /// What is set on this device.
 pub struct Network {
@@ -52,13 +54,13 @@ pub struct Network {
     busy: tokio::sync::Mutex<()>,
     /// Counts changes of the way to the cloud.
     moved: watch::Sender<u64>,
-    trial: Duration,
+    pace: Pace,
 }
 
 impl Network {
     /// What was set before. A change that was on trial is undone.
     #[must_use]
-    pub fn open(state: Arc<StateDir>, cloud: Arc<Cloud>, root: &Path) -> Self {
+    pub fn open(state: Arc<StateDir>, cloud: Arc<Cloud>, root: &Path, pace: Pace) -> Self {
         let record = load(&state);
         let network = Self {
             state,
@@ -67,7 +69,7 @@ impl Network {
             record: Mutex::new(record.clone()),
             busy: tokio::sync::Mutex::default(),
             moved: watch::Sender::new(0),
-            trial: trial(),
+            pace,
         };
         if record.trial.is_some() {
             tracing::warn!(
@@ -76,8 +78,12 @@ impl Network {
             network
                 .note(record.reverted("the agent or the device ended before the cloud was reached: undone"));
         }
+        let started = network.record().started();
+        if started != *network.record() {
+            network.note(started);
+        }
         let now = network.record().now.clone();
-        if let Err(why) = network.time.set(&now.ntp) {
+        if let Err(why) = network.time.set(&now.ntp, false) {
             tracing::warn!(why, "the time service cannot be told its servers");
         }
         network.cloud.set_proxy(now.proxy);
@@ -95,8 +101,9 @@ impl Network {
     /// # Errors
     /// `busy`, `not_supported`, `reverted`, `ntp_failed`, or that it cannot be written down. Then all is as it was.
     pub async fn set(&self, change: Change, link: &Link) -> Result<String, Reason> {
-        let _one =
-            self.busy.try_lock().map_err(|_| reason("busy", "another change is on trial; ask again"))?;
+        let _one = tokio::time::timeout(SOON, self.busy.lock())
+            .await
+            .map_err(|_| reason("busy", "another change is on trial; ask again"))?;
         let before = self.record().clone();
         let wanted = before.now.with(&change);
         if wanted.ntp != before.now.ntp && !wanted.ntp.is_empty() && self.time.kind().is_none() {
@@ -108,9 +115,9 @@ impl Network {
         tracing::info!("a change of proxy or time servers is tried");
         // Undone where this is dropped in between, too: the agent may be told to stop.
         let mut undo = Undo { network: self, settings: Some(before.now.clone()) };
-        let applied = self.apply(&wanted).await;
+        let applied = self.apply(&wanted, false).await;
         let reached = match applied {
-            Ok(()) => self.reached(link).await.map_err(|why| ("reverted", why)),
+            Ok(()) => self.reached(link, self.pace.trial).await.map_err(|why| ("reverted", why)),
             Err(why) => Err(("ntp_failed", why)),
         };
         let (code, why) = match reached {
@@ -132,7 +139,7 @@ impl Network {
         let hidden = wanted.proxy.as_deref().map(secrets_of).unwrap_or_default();
         let why = hidden.iter().fold(why, |why, secret| why.replace(secret.as_str(), "(redacted)"));
         let message = format!("undone, {why}");
-        let back = self.apply(&before.now).await;
+        let back = self.apply(&before.now, true).await;
         self.note(trying.reverted(&message));
         tracing::warn!(why, "a change of proxy or time servers is undone");
         match back {
@@ -164,9 +171,10 @@ impl Network {
         })
     }
 
-    async fn apply(&self, settings: &Settings) -> Result<(), String> {
+    /// Where `back`, the clock may have been turned, and is to be turned back.
+    async fn apply(&self, settings: &Settings, back: bool) -> Result<(), String> {
         let (time, servers) = (self.time.clone(), settings.ntp.clone());
-        let told = tokio::task::spawn_blocking(move || time.set(&servers)).await;
+        let told = tokio::task::spawn_blocking(move || time.set(&servers, back)).await;
         self.go_by(settings.proxy.clone());
         told.unwrap_or_else(|e| Err(e.to_string()))
     }
@@ -178,17 +186,100 @@ impl Network {
     }
 
     /// Waits until the cloud answers; after how long.
-    async fn reached(&self, link: &Link) -> Result<Duration, String> {
+    async fn reached(&self, link: &Link, patience: Duration) -> Result<Duration, String> {
         let began = Instant::now();
         loop {
-            tokio::time::sleep(LOOK.min(self.trial)).await;
+            tokio::time::sleep(self.pace.look.min(patience)).await;
             match diagnostics::reach(link).await {
                 Ok(()) => return Ok(began.elapsed()),
-                Err(why) if began.elapsed() >= self.trial => {
-                    let seconds = self.trial.as_secs();
+                Err(why) if began.elapsed() >= patience => {
+                    let seconds = patience.as_secs();
                     return Err(format!("the cloud was not reached with it for {seconds} s: {why}"));
                 }
                 Err(_) => {}
+            }
+        }
+    }
+
+    /// Sees to it that what was set does not keep the device from the cloud. Runs until dropped.
+    pub async fn guard(&self, link: &Link, notes: &Notes) {
+        let (mut held, mut since) = (self.record().now.clone(), Instant::now());
+        loop {
+            tokio::time::sleep(self.pace.watch).await;
+            let Ok(_one) = self.busy.try_lock() else { continue };
+            let record = self.record().clone();
+            if record.now != held {
+                (held, since) = (record.now.clone(), Instant::now());
+            }
+            let Some(unreached) = self.cloud.unreached() else {
+                let proven =
+                    record.proven || (record.ways().len() > 1 && since.elapsed() >= self.pace.proven);
+                let now = Record { unreached_s: 0, proven, ..record.clone() };
+                if now != record {
+                    self.note(now);
+                }
+                continue;
+            };
+            let lasts = unreached.since.elapsed();
+            if record.is_lost(lasts, unreached.by_time, &self.pace) {
+                self.take_turns(record, link, notes).await;
+            }
+        }
+    }
+
+    /// Goes by one way after the other until one reaches the cloud. What is set is tried once more before it gives way.
+    async fn take_turns(&self, record: Record, link: &Link, notes: &Notes) {
+        let ways = record.ways();
+        tracing::warn!("the cloud is not reached by what was set; what was before is tried in turns with it");
+        let mut reaches = 0;
+        for number in 0.. {
+            reaches = turn(number, ways.len());
+            if let Err(why) = self.apply(&ways[reaches], true).await {
+                tracing::warn!(why, "the time service cannot be told its servers");
+            }
+            if self.comes_through(link, self.pace.turn).await {
+                break;
+            }
+        }
+        let by_another = reaches > 0;
+        let stays = !by_another
+            || (record.falls < FALLS && {
+                let _ = self.apply(&record.now, true).await;
+                self.comes_through(link, self.pace.trial).await
+            });
+        if stays {
+            tracing::info!("what was set reaches the cloud again; it stays");
+            let again = if by_another { record.fallen() } else { Record { unreached_s: 0, ..record } };
+            return self.note(again);
+        }
+        let way = ways[reaches].clone();
+        let what =
+            if way == Settings::default() { "what the device came with" } else { "what was set before" };
+        let message = format!(
+            "the cloud was not reached for long by what was set, and by {what} it was: that holds again"
+        );
+        tracing::warn!(message);
+        self.note(record.replaced(way.clone(), &message));
+        let shown = way.proxy.as_deref().map(shown_proxy);
+        notes.note(
+            Note::new("network", "went_back", &message).with("proxy", shown).with("ntp", way.ntp.join(" ")),
+        );
+        if let Err(why) = self.apply(&way, true).await {
+            tracing::warn!(why, "the time service cannot be told its servers");
+        }
+    }
+
+    /// Whether anything of the cloud's comes through the way that is gone by now: who is refused by it has reached it.
+    async fn comes_through(&self, link: &Link, patience: Duration) -> bool {
+        let began = Instant::now();
+        loop {
+            tokio::time::sleep(self.pace.look.min(patience)).await;
+            let _ = diagnostics::reach(link).await;
+            if self.cloud.unreached().is_none() {
+                return true;
+            }
+            if began.elapsed() >= patience {
+                return false;
             }
         }
     }
@@ -240,10 +331,4 @@ fn load(state: &StateDir) -> Record {
             None
         })
         .unwrap_or_default()
-}
-
-/// Tests cannot wait for two minutes.
-fn trial() -> Duration {
-    let set = std::env::var("COPAL_NETWORK_TRIAL").ok().and_then(|text| text.parse().ok());
-    set.map_or(TRIAL, |seconds: u64| Duration::from_secs(seconds.clamp(1, 600)))
 }

@@ -1,6 +1,15 @@
-//! What is set, and what is on trial beside it (file `network`). Pure.
+//! What is set, what is on trial beside it, and what can be gone back to (file `network`). Pure.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+/// What a start of the agent counts for of the time in which the cloud was not reached, where it is the first thing known of it: whoever turns a
+/// device off and on, or is a watchdog, would else begin the wait anew each time.
+pub const START_S: u64 = 3600;
+/// How often what was set is tried again before another way that reached the cloud takes its place. A cloud that was away for long
+/// is reached by whatever is tried first when it comes back, and that says nothing against what was set.
+pub const FALLS: u32 = 5;
 
 /// What can be set.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +54,18 @@ pub struct Record {
     /// What holds, and what a trial goes back to.
     #[serde(default)]
     pub now: Settings,
+    /// What held before that, and had reached the cloud for long. Absent where it is what the device came with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Settings>,
+    /// What holds has reached the cloud for long.
+    #[serde(default)]
+    pub proven: bool,
+    /// Seconds in which the cloud was not reached before this agent started, and [`START_S`] for the start.
+    #[serde(default)]
+    pub unreached_s: u64,
+    /// How often another way reached the cloud where this one had not.
+    #[serde(default)]
+    pub falls: u32,
     /// What is on trial; there is one for as long as the cloud was not reached with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial: Option<Change>,
@@ -78,7 +99,16 @@ impl Record {
     pub fn kept(&self, message: &str) -> Self {
         let Some(change) = self.trial.clone() else { return self.clone() };
         let now = self.now.with(&change);
-        Self { now, trial: None, last: Some(Last { change, kept: true, message: message.to_owned() }) }
+        let last = Some(Last { change, kept: true, message: message.to_owned() });
+        if now == self.now {
+            return Self { trial: None, last, unreached_s: 0, ..self.clone() };
+        }
+        // What is set in a hurry, one after the other, does not push out what is known to be good.
+        let before =
+            if self.proven || self.before.is_none() { Some(self.now.clone()) } else { self.before.clone() };
+        let came_with = Settings::default();
+        let before = before.filter(|before| now != came_with && *before != came_with && *before != now);
+        Self { now, before, last, ..Self::default() }
     }
 
     /// What was tried is undone.
@@ -86,7 +116,105 @@ impl Record {
     pub fn reverted(&self, message: &str) -> Self {
         let Some(change) = self.trial.clone() else { return self.clone() };
         let last = Some(Last { change, kept: false, message: message.to_owned() });
-        Self { now: self.now.clone(), trial: None, last }
+        Self { trial: None, last, ..self.clone() }
+    }
+
+    /// The ways to the cloud there are: what is set, what was set before it, and what the device came with.
+    #[must_use]
+    pub fn ways(&self) -> Vec<Settings> {
+        let mut ways = vec![self.now.clone()];
+        for way in self.before.iter().cloned().chain([Settings::default()]) {
+            if !ways.contains(&way) {
+                ways.push(way);
+            }
+        }
+        ways
+    }
+
+    /// The agent starts.
+    #[must_use]
+    pub fn started(&self) -> Self {
+        let unreached_s = if self.ways().len() > 1 { self.unreached_s.saturating_add(START_S) } else { 0 };
+        Self { unreached_s, ..self.clone() }
+    }
+
+    /// Whether another way is to be tried, where the cloud was not reached for so long since the agent started, or since it last was.
+    #[must_use]
+    pub fn is_lost(&self, unreached: Duration, by_time: bool, pace: &Pace) -> bool {
+        let all = unreached.saturating_add(Duration::from_secs(self.unreached_s));
+        let patience = if by_time && self.ways().iter().any(|way| way.ntp != self.now.ntp) {
+            pace.patience.min(pace.patience_time)
+        } else {
+            pace.patience
+        };
+        self.ways().len() > 1 && unreached >= pace.trial && all >= patience
+    }
+
+    /// Another way reached the cloud, and so does what is set.
+    #[must_use]
+    pub fn fallen(&self) -> Self {
+        Self { falls: self.falls.saturating_add(1), unreached_s: 0, ..self.clone() }
+    }
+
+    /// Another way takes its place.
+    #[must_use]
+    pub fn replaced(&self, by: Settings, message: &str) -> Self {
+        let last = self.last.clone().map(|last| Last { kept: false, message: message.to_owned(), ..last });
+        Self { now: by, last, ..Self::default() }
+    }
+}
+
+/// Which of so many ways has this turn: every second one is what is set.
+#[must_use]
+pub fn turn(number: usize, ways: usize) -> usize {
+    match ways {
+        0 | 1 => 0,
+        _ if number % 2 == 1 => 0,
+        _ => 1 + (number / 2) % (ways - 1),
+    }
+}
+
+/// How long what may take.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// How long the cloud may take to answer after a change.
+    pub trial: Duration,
+    /// Before the first look of a trial, and between looks: a time service that was just told needs a moment, and so does a proxy.
+    pub look: Duration,
+    /// How often it is seen after that the cloud is still reached.
+    pub watch: Duration,
+    /// How long it may not be until another way is tried.
+    pub patience: Duration,
+    /// The same where TLS fails for the time this device has.
+    pub patience_time: Duration,
+    /// How long each way is tried.
+    pub turn: Duration,
+    /// After how long what is set is known to be good.
+    pub proven: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            trial: Duration::from_secs(120),
+            look: Duration::from_secs(3),
+            watch: Duration::from_secs(60),
+            patience: Duration::from_secs(6 * 3600),
+            patience_time: Duration::from_secs(15 * 60),
+            turn: Duration::from_secs(15 * 60),
+            proven: Duration::from_secs(86_400),
+        }
+    }
+}
+
+impl Pace {
+    /// As the environment asks: `COPAL_NETWORK_TRIAL` is how many seconds a trial may take.
+    #[must_use]
+    pub fn from_environment() -> Self {
+        let set = std::env::var("COPAL_NETWORK_TRIAL").ok().and_then(|text| text.parse().ok());
+        let trial = set.map(|seconds: u64| Duration::from_secs(seconds.clamp(1, 600)));
+        let pace = Self::default();
+        Self { trial: trial.unwrap_or(pace.trial), ..pace }
     }
 }
 
@@ -110,6 +238,64 @@ mod tests {
         assert!(after.now.proxy.is_none() && after.now.ntp == ["a"], "what is absent stays");
         assert!(after.trying(change(None, Some(&[]))).kept("").now == Settings::default());
         assert!(after.kept("x") == after && after.reverted("x") == after, "without a trial nothing ends");
+    }
+
+    fn by(proxy: &str) -> Settings {
+        Settings { proxy: Some(proxy.to_owned()), ntp: Vec::new() }
+    }
+
+    fn set(record: &Record, proxy: &str) -> Record {
+        record.trying(change(Some(proxy), None)).kept("reached")
+    }
+
+    #[test]
+    fn what_a_device_came_with_is_never_forgotten_and_what_was_proven_not_by_haste() {
+        let came_with = Settings::default();
+        let fresh = Record::default();
+        assert_eq!(fresh.ways().len(), 1, "nothing was set");
+        let a = set(&fresh, "http://a:1");
+        assert!(a.ways() == [by("http://a:1"), came_with.clone()]);
+        let a = Record { proven: true, ..a };
+        let mut now = a.clone();
+        for hasty in ["http://b:1", "http://c:1", "http://d:1"] {
+            now = set(&now, hasty);
+            assert!(now.ways() == [by(hasty), by("http://a:1"), came_with.clone()], "{hasty}");
+        }
+        assert!(set(&now, "http://d:1").ways() == now.ways(), "the same again changes nothing");
+        assert!(set(&now, "http://a:1").ways() == [by("http://a:1"), came_with.clone()]);
+        assert_eq!(set(&now, "none").ways().len(), 1);
+        assert!(a.replaced(came_with.clone(), "back").ways() == [came_with]);
+    }
+
+    #[test]
+    fn every_way_has_its_turn_and_what_is_set_every_second() {
+        let turns = |ways| (0..6).map(|n| turn(n, ways)).collect::<Vec<_>>();
+        assert_eq!(turns(3), [1, 0, 2, 0, 1, 0]);
+        assert_eq!(turns(2), [1, 0, 1, 0, 1, 0]);
+        assert_eq!(turns(1), [0; 6]);
+    }
+
+    #[test]
+    fn a_way_is_lost_after_hours_over_many_starts_too_and_soon_where_the_time_is_wrong() {
+        let pace = Pace::default();
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        let fresh = Record::default();
+        assert!(!fresh.is_lost(minutes(60 * 24 * 365), true, &pace), "there is no other way");
+        let proxy = set(&fresh, "http://a:1");
+        assert!(!proxy.is_lost(minutes(6 * 60 - 1), false, &pace));
+        assert!(proxy.is_lost(minutes(6 * 60), false, &pace));
+        assert!(!proxy.is_lost(minutes(60), true, &pace), "no time servers were set");
+        let time = fresh.trying(change(None, Some(&["evil"]))).kept("reached");
+        assert!(!time.is_lost(minutes(14), true, &pace) && time.is_lost(minutes(15), true, &pace));
+        assert!(!time.is_lost(minutes(15), false, &pace));
+        let mut turned_off_and_on = proxy.clone();
+        for _ in 0..6 {
+            assert!(!turned_off_and_on.is_lost(minutes(2), false, &pace));
+            turned_off_and_on = turned_off_and_on.started();
+        }
+        assert!(turned_off_and_on.is_lost(minutes(2), false, &pace));
+        assert!(!turned_off_and_on.is_lost(minutes(1), false, &pace), "it may yet come up");
+        assert_eq!(fresh.started().unreached_s, 0, "nothing is written where nothing was set");
     }
 
     #[test]

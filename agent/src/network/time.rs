@@ -76,11 +76,12 @@ impl TimeService {
         })
     }
 
-    /// Makes the service use these; none: the system's own again. Blocks for as long as the service takes.
+    /// Makes the service use these; none: the system's own again. Where `step`, the clock is turned at once to what they say, however far
+    /// off it is. Blocks for as long as the service takes.
     ///
     /// # Errors
     /// The system's, for people.
-    pub fn set(&self, servers: &[String]) -> Result<(), String> {
+    pub fn set(&self, servers: &[String], step: bool) -> Result<(), String> {
         let Some(kind) = self.kind() else {
             return if servers.is_empty() {
                 Ok(())
@@ -110,6 +111,10 @@ impl TimeService {
         if self.root == Path::new("/") && ask::ask(program, words, PATIENCE).is_none() {
             return Err(format!("{program} {} failed or took too long", words.join(" ")));
         }
+        // systemd-timesyncd does so by itself; chrony goes years at a snail's pace, but for what it first hears after this.
+        if step && kind == Kind::Chrony && self.root == Path::new("/") {
+            let _ = ask::ask("chronyc", &["makestep", "1", "3"], PATIENCE);
+        }
         Ok(())
     }
 }
@@ -138,14 +143,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let time = TimeService::new(dir.path());
         assert_eq!((time.kind(), time.name()), (None, None));
-        assert!(time.set(&servers(&["a"])).is_err());
-        assert_eq!(time.set(&[]), Ok(()), "there is nothing to take back");
+        assert!(time.set(&servers(&["a"]), false).is_err());
+        assert_eq!(time.set(&[], true), Ok(()), "there is nothing to take back");
 
         fs::create_dir_all(dir.path().join("run/chrony-dhcp")).unwrap();
         assert_eq!(time.kind(), None, "it does not run");
         fs::create_dir_all(dir.path().join("run/chrony")).unwrap();
         fs::write(dir.path().join("run/chrony/chronyd.pid"), "1").unwrap();
-        time.set(&servers(&["10.0.0.1", "ntp.example"])).unwrap();
+        time.set(&servers(&["10.0.0.1", "ntp.example"]), false).unwrap();
         let read = |path: &str| fs::read_to_string(dir.path().join(path)).unwrap_or_default();
         assert!(
             read("run/chrony-dhcp/copal.sources")
@@ -154,12 +159,12 @@ mod tests {
 
         fs::create_dir_all(dir.path().join("run/systemd/timesync")).unwrap();
         assert_eq!(time.name(), Some("systemd-timesyncd"));
-        time.set(&servers(&["10.0.0.1", "ntp.example"])).unwrap();
+        time.set(&servers(&["10.0.0.1", "ntp.example"]), false).unwrap();
         let file = "run/systemd/timesyncd.conf.d/50-copal.conf";
         assert!(read(file).ends_with("[Time]\nNTP=\nNTP=10.0.0.1 ntp.example\n"), "{}", read(file));
         let mode = fs::metadata(dir.path().join(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o644);
-        time.set(&[]).unwrap();
+        time.set(&[], true).unwrap();
         assert!(!dir.path().join(file).exists());
     }
 }

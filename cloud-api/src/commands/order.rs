@@ -45,6 +45,8 @@ impl Wanted {
     /// What a person must be allowed to.
     pub(crate) const fn needs(&self) -> auth::Act {
         match self {
+            // It can lead a device's way to the cloud, and its clock, wherever somebody likes.
+            Self::Act(Act::SetNetwork { .. }) => auth::Act::Manage,
             Self::Act(_) => auth::Act::Deploy,
             Self::Ask(_) => auth::Act::Read,
         }

@@ -265,6 +265,29 @@ async fn a_viewer_may_ask_for_health_and_do_nothing() {
 }
 
 #[tokio::test]
+async fn an_operator_leads_no_device_elsewhere() {
+    let world = World::new().await;
+    let device = world.fleet.device(1).await;
+    let cloud = &world.fleet.cloud;
+    let body =
+        json!({"verb": "set_network", "args": {"ntp": ["ntp.example"]}, "delivery": "store", "ttl_s": 60});
+    let round = json!({"verb": "set_network", "args": {"ntp": []}, "expect_count": 1, "delivery": "store", "ttl_s": 60});
+    for (role, may) in [(Role::Operator, false), (Role::Developer, false), (Role::Admin, true)] {
+        let token = cloud.user(&format!("{role}@example.org"), role).await;
+        for (path, body) in
+            [(World::commands(&device), &body), ("/api/v1/fleets/porch/commands".to_owned(), &round)]
+        {
+            let answer = cloud.call("POST", &path, &token, Some(body.clone())).await;
+            if may {
+                assert_eq!(answer.status, StatusCode::CREATED, "{path}");
+            } else {
+                assert_eq!(answer.code(), "role_insufficient", "{role} {path}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_asked_is_refused_with_a_code() {
     let world = World::new().await;
     let device = world.fleet.device(1).await;
