@@ -271,6 +271,9 @@ impl Agent {
                 policy: device.dir.path().join("policy.toml"),
                 acks: acks.clone(),
                 boot_id: "b".repeat(32),
+                uptime_s: Box::new(|| 0),
+                // Not set: the documents of these tests have a fixed date.
+                clock: Clock::new(|| 12),
                 notes: Notes::default(),
                 now: 0,
             },

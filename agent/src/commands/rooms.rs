@@ -137,6 +137,7 @@ impl Rooms {
             acks,
             boot_id: clock::boot_id(),
             uptime_s: Box::new(clock::uptime_s),
+            clock: self.clock.clone(),
             notes,
             now: self.clock.now(),
         }

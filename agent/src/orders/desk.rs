@@ -22,6 +22,7 @@ use super::{
     policy::Policy,
 };
 use crate::{
+    clock::Clock,
     spool::{Note, Notes},
     state::{StateDir, StateError},
 };
@@ -34,6 +35,8 @@ const READS: usize = 2;
 /// How often, and how long apart, an end is tried to be written down.
 const TRIES: u32 = 12;
 const AGAIN: Duration = Duration::from_secs(5);
+/// Seconds by which this device's clock and the cloud's may differ, and nothing is read from it.
+const SLACK: u64 = 300;
 /// Room for all of an ack but its result.
 const HEAD: usize = 8 << 10;
 
@@ -56,6 +59,8 @@ pub struct Deps {
     pub boot_id: String,
     /// Seconds since it began, sleep included.
     pub uptime_s: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// Tells how old an action is by when it was signed.
+    pub clock: Clock,
     /// Where refusals are told.
     pub notes: Notes,
     /// Unix seconds now: a lost journal takes everything from before this as done.
@@ -176,6 +181,7 @@ impl Desk {
                 format!("command {id} carries an action called {}", action.id),
             ));
         }
+        let age = self.age(age, action.issued_at);
         self.deps.acks.told().into_iter().for_each(|id| self.journal.told(id));
         let admission = self.journal.admit(id, action.seq);
         let cut = admission == Admission::Cut;
@@ -233,6 +239,13 @@ impl Desk {
         self.say(id, AckState::Accepted);
         self.begin(id, action.act.clone());
         Ok(())
+    }
+
+    /// How old an action is: as old as it is said to be, which nobody signed, and as its signed time makes it by a clock that was set.
+    fn age(&self, said: u64, issued_at: u64) -> u64 {
+        let clock = &self.deps.clock;
+        let signed = if clock.is_unset() { 0 } else { clock.now().saturating_sub(issued_at) };
+        said.max(signed.saturating_sub(SLACK))
     }
 
     /// Begins what was accepted, once that it begins is written down.

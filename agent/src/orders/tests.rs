@@ -27,6 +27,7 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{Acks, Deps, Hands, Received, journal::KEPT, run};
 use crate::{
     apply::status::reason,
+    clock::{Clock, build_time},
     state::{Fs, RealFs, StateDir},
 };
 
@@ -117,12 +118,19 @@ impl Hands for Shared {
     }
 }
 
+/// When and where an agent starts.
+#[derive(Clone, Copy)]
+struct At {
+    boot: u32,
+    booted: Instant,
+    clock: fn() -> u64,
+}
+
 struct Device {
     dir: tempfile::TempDir,
     disk: Arc<Disk>,
     counting: Arc<Counting>,
-    boot: u32,
-    booted: Instant,
+    at: At,
     acks: Arc<Acks>,
     commands: mpsc::Sender<Received>,
     agent: tokio::task::JoinHandle<()>,
@@ -133,9 +141,9 @@ struct Device {
 impl Device {
     fn new() -> Self {
         let (dir, disk, counting) = (tempfile::tempdir().unwrap(), Arc::default(), Arc::default());
-        let booted = Instant::now();
-        let (acks, commands, agent) = start(dir.path(), &disk, &counting, 0, booted);
-        Self { dir, disk, counting, boot: 0, booted, acks, commands, agent, heard: BTreeMap::new() }
+        let at = At { boot: 0, booted: Instant::now(), clock: no_clock };
+        let (acks, commands, agent) = start(dir.path(), &disk, &counting, at);
+        Self { dir, disk, counting, at, acks, commands, agent, heard: BTreeMap::new() }
     }
 
     /// The agent dies and starts again; perhaps the whole device does.
@@ -144,10 +152,9 @@ impl Device {
         let _ = (&mut self.agent).await;
         *self.disk.left.lock().unwrap() = None;
         if boots {
-            (self.boot, self.booted) = (self.boot + 1, Instant::now());
+            (self.at.boot, self.at.booted) = (self.at.boot + 1, Instant::now());
         }
-        (self.acks, self.commands, self.agent) =
-            start(self.dir.path(), &self.disk, &self.counting, self.boot, self.booted);
+        (self.acks, self.commands, self.agent) = start(self.dir.path(), &self.disk, &self.counting, self.at);
     }
 
     async fn send(&self, command: Command) {
@@ -185,7 +192,13 @@ impl Device {
 
 type Life = (Arc<Acks>, mpsc::Sender<Received>, tokio::task::JoinHandle<()>);
 
-fn start(dir: &Path, disk: &Arc<Disk>, counting: &Arc<Counting>, boot: u32, booted: Instant) -> Life {
+/// A device that does not know the time.
+fn no_clock() -> u64 {
+    12
+}
+
+fn start(dir: &Path, disk: &Arc<Disk>, counting: &Arc<Counting>, at: At) -> Life {
+    let At { boot, booted, clock } = at;
     let keys = OwnerKeys::fixed();
     let root = keys.trusted(&keys.root());
     let acks = Arc::new(Acks::default());
@@ -199,6 +212,7 @@ fn start(dir: &Path, disk: &Arc<Disk>, counting: &Arc<Counting>, boot: u32, boot
         acks: acks.clone(),
         boot_id: format!("{boot:032x}"),
         uptime_s: Box::new(move || booted.elapsed().as_secs()),
+        clock: Clock::new(clock),
         notes: crate::spool::Notes::default(),
         now: 2_000_000_000,
     };
@@ -316,6 +330,28 @@ async fn one_whose_time_is_over_when_it_is_taken_expires() {
     device.tell(&late).await;
     device.hear().await;
     assert_eq!(device.done().len(), 1, "a second time it is as late as the first");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_said_to_be_young_expires_by_its_signed_time_where_the_clock_is_set() {
+    let mut device = Device::new();
+    device.at.clock = || build_time() + 100_000;
+    device.restart(false).await;
+    let issued =
+        |seq, ago: u64| Action { issued_at: build_time() + 100_000 - ago, ..action(seq, restart_web()) };
+    let (kept_back, ahead, just) = (issued(1, 3600 + 301), issued(2, 3600 + 300), issued(3, 0));
+    for action in [&kept_back, &ahead, &just] {
+        device.tell(action).await;
+    }
+    device.hear().await;
+    assert_eq!(device.end(&kept_back).unwrap().state, AckState::Expired, "whatever the cloud says of it");
+    assert_eq!(device.end(&ahead).unwrap().state, AckState::Done, "clocks may differ a little");
+    assert_eq!(device.end(&just).unwrap().state, AckState::Done);
+    // What has no clock goes by what it is told: it would else take everything for new, or for old.
+    let mut device = Device::new();
+    device.tell(&kept_back).await;
+    device.hear().await;
+    assert_eq!(device.end(&kept_back).unwrap().state, AckState::Done);
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,7 +28,8 @@ pub struct Action {
     pub delivery: Delivery,
     /// Seconds from `issued_at` in which it may begin; at most [`MAX_TTL_S`].
     pub ttl_s: u32,
-    /// Unix seconds by the cloud's clock. How old it is when it arrives, the channel says beside it: devices may have no clock.
+    /// Unix seconds by the cloud's clock. How old it is when it arrives, the channel says beside it: devices may have no clock. One that has
+    /// goes by whichever makes it older.
     pub issued_at: u64,
     /// Room for what a later version adds without breaking this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
