@@ -20,6 +20,8 @@ mod pty;
 pub mod recordings;
 mod service;
 mod talk;
+#[cfg(test)]
+mod tests;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -141,7 +143,7 @@ async fn session(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> End {
 }
 
 async fn run(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> Result<End, End> {
-    let mode = allowed(deps, &asked.target)?;
+    let mode = allowed(deps, &asked.target, asked.mode)?;
     let words = |words: &str| text::one_line(words, MAX_REASON);
     let (mut who, mut reason) = (words(&asked.who), words(&asked.reason));
     if reason.trim().is_empty() {
@@ -234,13 +236,30 @@ async fn run(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> Result<End
     ended
 }
 
-/// What Root wants, where the policy file of this device has nothing against it.
-fn allowed(deps: &Deps, target: &TerminalTarget) -> Result<TerminalMode, End> {
+/// What Root wants, where the policy file of this device has nothing against it, and the cloud goes by the same.
+fn allowed(
+    deps: &Deps,
+    target: &TerminalTarget,
+    by_cloud: Option<TerminalMode>,
+) -> Result<TerminalMode, End> {
     let host = matches!(target, TerminalTarget::Host);
     Policy::load(&deps.policy).check_terminal(host).map_err(|why| End::because("policy_local", why))?;
     match deps.trust.mode() {
         TerminalMode::Off => {
             Err(End::because("terminal_off", "the fleet's Root has terminals off; its owner can change that"))
+        }
+        mode if by_cloud.is_some_and(|by_cloud| by_cloud != mode) => {
+            let says = |mode| match mode {
+                TerminalMode::Off => "are off",
+                TerminalMode::Grant => "need an operator's grant, and the device records them",
+                TerminalMode::Cloud => "are the cloud's to open and to record",
+            };
+            let why = format!(
+                "by the Root this device trusts terminals {}; by the one the cloud goes by they {}. Open it again when the device has the newest Root",
+                says(mode),
+                says(by_cloud.unwrap_or(mode))
+            );
+            Err(End::because("terminal_mode", why))
         }
         mode => Ok(mode),
     }
@@ -251,7 +270,7 @@ fn still_allowed(deps: &Deps, record: &Record) -> Result<(), End> {
     if !deps.folder.is_open(record.session_id) {
         return Err(End::because("killed_on_device", "a person at the device ended it"));
     }
-    match allowed(deps, &record.target) {
+    match allowed(deps, &record.target, None) {
         Ok(TerminalMode::Grant) if !record.granted => {
             Err(End::because("policy_changed", "the fleet's Root now asks for a grant"))
         }

@@ -319,6 +319,9 @@ pub fn failure(what: &str, ended: &Ended) -> Failure {
         "line_broken" => {
             failure.next("under a grant both sides speak end to end: add --grant, or use a newer copal")
         }
+ "terminal_mode" => failure.next(
+            "copal device show DEVICE tells the root it trusts; open it again when that is the fleet's newest (copal root show)",
+        ),
         "idle" | "time_over" | "bytes_over" => failure.next("open another"),
         _ => failure,
     }

@@ -19,7 +19,7 @@ use axum::{
 use bytes::Bytes;
 use copal_protocol::{
     channel::{Closed, OpenTerminal, StreamOf},
-    documents::MAX_TERMINAL_BYTES,
+    documents::{MAX_TERMINAL_BYTES, TerminalMode},
     text::one_line,
 };
 use futures_util::{SinkExt as _, StreamExt as _, stream::SplitSink};
@@ -244,6 +244,8 @@ impl Session<'_> {
         let device = row.device_id.parse().map_err(|e| failed(&Problem::internal(e)))?;
         let size = |n: i64| u16::try_from(n).unwrap_or(80);
         let seconds = |n: i64| u32::try_from(n).unwrap_or(1);
+        // Ciphertext is recorded by the device, which can read it.
+        let recorded = row.mode == "cloud";
         let open = OpenTerminal {
             session_id,
             target: row.target().map_err(|p| failed(&p))?,
@@ -254,6 +256,8 @@ impl Session<'_> {
             max_s: seconds(row.max_s),
             idle_s: seconds(row.idle_s),
             max_bytes: MAX_TERMINAL_BYTES,
+            // Who records it follows from that; a device under another Root refuses rather than have nobody do it.
+            mode: Some(if recorded { TerminalMode::Cloud } else { TerminalMode::Grant }),
         };
         let title = format!("{}: {} by {}: {}", row.device_id, open.target, row.who, row.reason);
         let stream = match self.app.channels.open_stream(device, StreamOf::Terminal(open)).await {
@@ -267,8 +271,6 @@ impl Session<'_> {
                 return Err(Closed::new(0, problem.code(), problem.detail()));
             }
         };
-        // Ciphertext is recorded by the device, which can read it.
-        let recorded = row.mode == "cloud";
         if recorded {
             let begun = Recording::begin(
                 &self.app.config,

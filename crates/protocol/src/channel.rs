@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    documents::{Delivery, TerminalTarget},
+    documents::{Delivery, TerminalMode, TerminalTarget},
     envelope::Envelope,
     ids::{CommandId, Name, SessionId, Sha256Hex},
     json::{self, JsonError},
@@ -339,6 +339,10 @@ pub struct OpenTerminal {
     pub idle_s: u32,
     /// Bytes it may carry, both ways together; the same.
     pub max_bytes: u64,
+    /// Who may authorise one by the Root that the cloud goes by, and so who records it. A device that goes by another refuses. Absent:
+    /// an older cloud's, and the device's Root alone decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<TerminalMode>,
 }
 
 /// The end of a stream.
@@ -505,11 +509,17 @@ mod tests {
         ] {
             let (who, reason) = ("anna".to_owned(), "it is slow".to_owned());
             let (cols, rows, max_s, idle_s, max_bytes) = (80, 24, 900, 300, 1 << 20);
-            let open = OpenTerminal { session_id, target, cols, rows, who, reason, max_s, idle_s, max_bytes };
+            let mode = (target != TerminalTarget::Host).then_some(TerminalMode::Grant);
+            let mut of = json!({"kind": "terminal", "session_id": session_id, "target": wire, "cols": 80, "rows": 24, "who": "anna",
+                "reason": "it is slow", "max_s": 900, "idle_s": 300, "max_bytes": 1 << 20});
+            if mode.is_some() {
+                of["mode"] = "grant".into();
+            }
+            let open =
+                OpenTerminal { session_id, target, cols, rows, who, reason, max_s, idle_s, max_bytes, mode };
             there_and_back(
                 &CloudFrame::Open(Open { stream: 3, of: StreamOf::Terminal(open) }),
-                &json!({"t": "open", "stream": 3, "of": {"kind": "terminal", "session_id": session_id, "target": wire, "cols": 80,
-                    "rows": 24, "who": "anna", "reason": "it is slow", "max_s": 900, "idle_s": 300, "max_bytes": 1 << 20}}),
+                &json!({"t": "open", "stream": 3, "of": of}),
             );
         }
         there_and_back(

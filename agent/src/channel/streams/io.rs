@@ -217,3 +217,12 @@ impl StreamIo {
         let _ = self.out.send(Out::Say(say));
     }
 }
+
+#[cfg(test)]
+impl StreamIo {
+    /// One at whose other end nobody says or hears anything.
+    pub(crate) fn alone() -> Self {
+        let (out, _) = mpsc::unbounded_channel();
+        Self::new(1, Arc::default(), out, Arc::new(Semaphore::new(1)))
+    }
+}
