@@ -267,6 +267,7 @@ impl Agent {
             orders::Deps {
                 state: running.state.clone(),
                 judge: Box::new(judge),
+                epoch: Box::new(|| 1),
                 hands: Arc::new(Hand(counting.clone())),
                 policy: device.dir.path().join("policy.toml"),
                 acks: acks.clone(),

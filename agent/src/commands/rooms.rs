@@ -123,6 +123,7 @@ impl Rooms {
         notes: Notes,
     ) -> orders::Deps {
         let (store, session) = (self.store.clone(), self.session.clone());
+        let root = store.clone();
         let judge = move |envelope: &Envelope| {
             let device = session
                 .identity(Identity::device)
@@ -132,6 +133,7 @@ impl Rooms {
         orders::Deps {
             state: self.state.clone(),
             judge: Box::new(judge),
+            epoch: Box::new(move || root.root().assign_epoch),
             hands,
             policy: places.policy.clone(),
             acks,

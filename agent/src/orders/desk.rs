@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Acks, Hands, Received,
-    journal::{Admission, End, Journal, Moment},
+    journal::{Admission, End, Journal, Moment, Place},
     policy::Policy,
 };
 use crate::{
@@ -49,6 +49,8 @@ pub struct Deps {
     pub state: Arc<StateDir>,
     /// Judges actions.
     pub judge: Judge,
+    /// The epoch that today's root is in.
+    pub epoch: Box<dyn Fn() -> u64 + Send + Sync>,
     /// Do them.
     pub hands: Arc<dyn Hands>,
     /// The policy file.
@@ -92,7 +94,7 @@ pub async fn run(deps: Deps, mut commands: mpsc::Receiver<Received>) {
         Ok(journal) => journal.unwrap_or_default(),
         Err(error @ (StateError::Lost { .. } | StateError::Content { .. })) => {
             tracing::error!(%error, "what was done of commands is lost; none from before now is done any more");
-            Journal::after_loss(deps.now)
+            Journal::after_loss(Place { epoch: (deps.epoch)(), seq: deps.now })
         }
         Err(error) => {
             tracing::error!(%error, "commands cannot be written down, so none is done until the agent starts again");
@@ -183,9 +185,14 @@ impl Desk {
         }
         let age = self.age(age, action.issued_at);
         self.deps.acks.told().into_iter().for_each(|id| self.journal.told(id));
-        let admission = self.journal.admit(id, action.seq);
+        let place = Place { epoch: action.assign_epoch, seq: action.seq };
+        let admission = self.journal.admit(id, place);
         let cut = admission == Admission::Cut;
         match admission {
+            Admission::New if place.epoch < (self.deps.epoch)() => {
+                let message = format!("of epoch {}, which this device's root has ended", place.epoch);
+                return Err(rejected("action_old", message));
+            }
             Admission::New | Admission::Cut => {}
             Admission::Ended(end) => return Err(end),
             Admission::UnderWay => {
@@ -219,7 +226,7 @@ impl Desk {
                 End::not(AckState::Expired, "expired", message)
             });
             let left = left.and_then(|left| allowed().map(|()| left));
-            self.journal.note(id, action.seq, action.act.clone(), now, left.clone());
+            self.journal.note(id, place, action.act.clone(), now, left.clone());
             left.map(drop)
         };
         if let Err(error) = self.save() {

@@ -8,7 +8,7 @@
 
 use copal_protocol::{
     channel::{Ack, AckState},
-    documents::Act,
+    documents::{Act, FIRST_EPOCH},
     ids::CommandId,
 };
 use serde::{Deserialize, Serialize};
@@ -19,13 +19,47 @@ pub const KEPT: usize = 64;
 /// The most characters of a message.
 const MESSAGE: usize = 500;
 
+/// A command's place in order: the epoch the owner gave, and its number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Root's `assign_epoch`.
+    pub epoch: u64,
+    /// Its `seq`.
+    pub seq: u64,
+}
+
+/// A number of the first epoch.
+impl From<u64> for Place {
+    fn from(seq: u64) -> Self {
+        Self { epoch: FIRST_EPOCH, seq }
+    }
+}
+
+const fn first_epoch() -> u64 {
+    FIRST_EPOCH
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+const fn is_first_epoch(epoch: &u64) -> bool {
+    *epoch == FIRST_EPOCH
+}
+
 /// Everything remembered.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Journal {
-    /// No command up to this number is begun any more, unless it is among the entries.
-    pub forgotten_up_to: u64,
+    /// The epoch of the number below.
+    #[serde(default = "first_epoch", skip_serializing_if = "is_first_epoch")]
+    forgotten_epoch: u64,
+    /// No command up to this number is begun any more, nor one of an earlier epoch, unless it is among the entries.
+    forgotten_up_to: u64,
     entries: Vec<Entry>,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self::after_loss(0.into())
+    }
 }
 
 /// One command.
@@ -34,6 +68,9 @@ pub struct Journal {
 pub struct Entry {
     /// Its name.
     pub id: CommandId,
+    /// The epoch of its number.
+    #[serde(default = "first_epoch", skip_serializing_if = "is_first_epoch")]
+    pub epoch: u64,
     /// Its number.
     pub seq: u64,
     /// What it says.
@@ -127,15 +164,19 @@ pub enum Admission {
 }
 
 impl Journal {
-    /// A journal that stands in for a lost one: nothing up to `seq` is begun any more.
+    /// A journal that stands in for a lost one: nothing up to this place is begun any more.
     #[must_use]
-    pub fn after_loss(seq: u64) -> Self {
-        Self { forgotten_up_to: seq, entries: Vec::new() }
+    pub fn after_loss(place: Place) -> Self {
+        Self { forgotten_epoch: place.epoch, forgotten_up_to: place.seq, entries: Vec::new() }
+    }
+
+    fn forgotten(&self) -> Place {
+        Place { epoch: self.forgotten_epoch, seq: self.forgotten_up_to }
     }
 
     /// Judges a command that came.
     #[must_use]
-    pub fn admit(&self, id: CommandId, seq: u64) -> Admission {
+    pub fn admit(&self, id: CommandId, place: impl Into<Place>) -> Admission {
         if let Some(entry) = self.entries.iter().find(|entry| entry.id == id) {
             return match &entry.end {
                 Some(end) => Admission::Ended(end.clone()),
@@ -143,7 +184,7 @@ impl Journal {
                 None => Admission::UnderWay,
             };
         }
-        if seq <= self.forgotten_up_to {
+        if place.into() <= self.forgotten() {
             return Admission::Old;
         }
         let room = self.entries.len() < KEPT || self.to_forget().is_some();
@@ -151,12 +192,21 @@ impl Journal {
     }
 
     /// Writes a command down that was admitted as new: accepted and good for `left_s` seconds more, or ended at once.
-    pub fn note(&mut self, id: CommandId, seq: u64, act: Act, now: Moment<'_>, left: Result<u64, End>) {
+    pub fn note(
+        &mut self,
+        id: CommandId,
+        place: impl Into<Place>,
+        act: Act,
+        now: Moment<'_>,
+        left: Result<u64, End>,
+    ) {
+        let Place { epoch, seq } = place.into();
         while self.entries.len() >= KEPT
             && let Some(at) = self.to_forget()
         {
             let gone = self.entries.remove(at);
-            self.forgotten_up_to = self.forgotten_up_to.max(gone.seq);
+            let forgotten = self.forgotten().max(gone.place());
+            (self.forgotten_epoch, self.forgotten_up_to) = (forgotten.epoch, forgotten.seq);
         }
         let waits = left.is_ok();
         let (good_until_s, end) = match left {
@@ -164,7 +214,18 @@ impl Journal {
             Err(end) => (None, Some(end)),
         };
         let boot_id = now.boot_id.to_owned();
-        self.entries.push(Entry { id, seq, act, boot_id, waits, good_until_s, cut: false, end, told: false });
+        self.entries.push(Entry {
+            id,
+            epoch,
+            seq,
+            act,
+            boot_id,
+            waits,
+            good_until_s,
+            cut: false,
+            end,
+            told: false,
+        });
     }
 
     /// Writes down that a command begins. Whether that is news.
@@ -245,11 +306,15 @@ impl Journal {
     /// again.
     fn to_forget(&self) -> Option<usize> {
         let over = self.entries.iter().enumerate().filter(|(_, entry)| entry.told || entry.cut);
-        over.min_by_key(|(_, entry)| entry.seq).map(|(at, _)| at)
+        over.min_by_key(|(_, entry)| entry.place()).map(|(at, _)| at)
     }
 }
 
 impl Entry {
+    fn place(&self) -> Place {
+        Place { epoch: self.epoch, seq: self.seq }
+    }
+
     fn ended(&mut self, end: End) {
         self.end = Some(end);
         (self.waits, self.cut, self.good_until_s) = (false, false, None);
@@ -310,6 +375,28 @@ mod tests {
         assert_eq!(journal.admit(id(11), 11), Admission::Ended(End::done("x")));
         assert_eq!(journal.admit(id(999), 5), Admission::Old, "another id with an old number");
         assert_eq!(journal.admit(id(999), 12), Admission::New, "out of order is not old");
+    }
+
+    #[test]
+    fn numbers_that_were_used_up_begin_anew_in_another_epoch_and_old_ones_stay_old() {
+        let mut journal = Journal::default();
+        for n in (1 << 53) - KEPT as u64 - 2..1 << 53 {
+            over(&mut journal, n);
+        }
+        let of = |epoch, seq| Place { epoch, seq };
+        assert_eq!(journal.admit(id(1), of(1, 2_000_000_000)), Admission::Old, "used up");
+        for n in 1..=KEPT as u64 + 1 {
+            assert_eq!(journal.admit(id(n), of(2, n)), Admission::New);
+            journal.note(id(n), of(2, n), Act::CheckUpdate {}, at(0), Ok(30));
+            journal.end(id(n), End::done("x"));
+            journal.told(id(n));
+        }
+        assert_eq!(journal.forgotten(), of(2, 1));
+        let read: Journal = serde_json::from_slice(&serde_json::to_vec(&journal).unwrap()).unwrap();
+        assert_eq!(read, journal);
+        assert_eq!(read.admit(id(9999), (1 << 53) - 1), Admission::Old, "of an epoch that is over");
+        let before_epochs = r#"{"forgotten_up_to":7,"entries":[]}"#;
+        assert_eq!(serde_json::from_str::<Journal>(before_epochs).unwrap().forgotten(), of(1, 7));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::{
 
 use copal_protocol::{
     channel::{Ack, AckState, Command, Order, Question, Read},
-    documents::{Act, Action, Delivery, Reason},
+    documents::{Act, Action, Delivery, Reason, Root},
     envelope::Envelope,
     ids::CommandId,
     testing::{OwnerKeys, sign},
@@ -124,6 +124,7 @@ struct At {
     boot: u32,
     booted: Instant,
     clock: fn() -> u64,
+    epoch: u64,
 }
 
 struct Device {
@@ -141,7 +142,7 @@ struct Device {
 impl Device {
     fn new() -> Self {
         let (dir, disk, counting) = (tempfile::tempdir().unwrap(), Arc::default(), Arc::default());
-        let at = At { boot: 0, booted: Instant::now(), clock: no_clock };
+        let at = At { boot: 0, booted: Instant::now(), clock: no_clock, epoch: 1 };
         let (acks, commands, agent) = start(dir.path(), &disk, &counting, at);
         Self { dir, disk, counting, at, acks, commands, agent, heard: BTreeMap::new() }
     }
@@ -198,14 +199,15 @@ fn no_clock() -> u64 {
 }
 
 fn start(dir: &Path, disk: &Arc<Disk>, counting: &Arc<Counting>, at: At) -> Life {
-    let At { boot, booted, clock } = at;
+    let At { boot, booted, clock, epoch } = at;
     let keys = OwnerKeys::fixed();
-    let root = keys.trusted(&keys.root());
+    let root = keys.trusted(&Root { assign_epoch: epoch, ..keys.root() });
     let acks = Arc::new(Acks::default());
     let (commands, told) = mpsc::channel(200);
     let identity = keys.identity();
     let deps = Deps {
         state: Arc::new(StateDir::open(dir, disk.clone()).unwrap()),
+        epoch: Box::new(move || epoch),
         judge: Box::new(move |envelope: &Envelope| verify::action(&root, &identity, envelope)),
         hands: Arc::new(Shared(counting.clone(), disk.clone())),
         policy: dir.join("policy.toml"),
@@ -299,6 +301,34 @@ async fn one_from_before_what_is_remembered_is_old_for_ever() {
     assert_eq!(device.end(&action(1, restart_web())).unwrap().code.as_deref(), Some("action_old"));
     assert_eq!(device.end(&action(KEPT as u64 + 3, restart_web())).unwrap().state, AckState::Done);
     assert_eq!(device.done().len(), done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_uses_all_numbers_up_is_outlived_by_a_new_epoch() {
+    let mut device = Device::new();
+    let top = copal_protocol::documents::MAX_INTEGER;
+    for seq in top - KEPT as u64..=top {
+        device.tell(&action(seq, Act::CheckUpdate {})).await;
+        device.hear().await;
+    }
+    let (burnt, known) = (action(2_000_000_000, stop_web()), action(top, Act::CheckUpdate {}));
+    device.tell(&burnt).await;
+    device.hear().await;
+    assert_eq!(device.end(&burnt).unwrap().code.as_deref(), Some("action_old"));
+    // The owner signs a root with another epoch, and the device has it.
+    device.at.epoch = 2;
+    device.restart(false).await;
+    device.heard.clear();
+    let anew = Action { assign_epoch: 2, ..action(2_000_000_001, stop_web()) };
+    let of_before = action(top - 1000, restart_web());
+    for action in [&anew, &of_before, &known] {
+        device.tell(action).await;
+    }
+    device.hear().await;
+    assert_eq!(device.end(&anew).unwrap().state, AckState::Done);
+    assert_eq!(device.end(&of_before).unwrap().code.as_deref(), Some("action_old"));
+    assert_eq!(device.end(&known).unwrap().state, AckState::Done, "what was done has its answer still");
+    assert_eq!(device.done().last(), Some(&stop_web()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! Asking: a command is signed where it changes something, queued, and written into the audit log, all at once.
 
 use copal_protocol::{
-    documents::{Act, Action, Delivery, MAX_TTL_S, SPEC},
+    documents::{Act, Action, Delivery, FIRST_EPOCH, MAX_TTL_S, SPEC},
     envelope::Envelope,
     ids::{CommandId, DeviceId, FleetId},
 };
@@ -20,7 +20,10 @@ use crate::{
     auth::Caller,
     devices::{memory, rows::by_id_in},
     error::{Problem, Result},
-    store::{Tx, fleets::FleetRow},
+    store::{
+        Tx,
+        fleets::{self, FleetRow},
+    },
 };
 
 /// Seconds in which a `direct` command may begin, where nobody said: longer than a slow link takes, and soon enough for
@@ -177,7 +180,7 @@ async fn may_be_asked(tx: &mut Tx, device: DeviceId) -> Result<()> {
     Ok(())
 }
 
-/// An Action for a device. Its `seq` rises for ever: by the clock, so that a cloud that was restored from a back-up
+/// An Action for a device, in the epoch of the newest Root. Its `seq` rises for ever: by the clock, so that a cloud that was restored from a back-up
 /// reuses none, and past the last one, so that a clock that was set back does not either.
 #[allow(clippy::too_many_arguments, reason = "the parts of one document")]
 async fn sign(
@@ -191,6 +194,7 @@ async fn sign(
     ttl_s: u32,
     now: u64,
 ) -> Result<Vec<u8>> {
+    let epoch = fleets::latest_root(app, fleet).await?.map_or(FIRST_EPOCH, |root| root.assign_epoch);
     let last: i64 = sqlx::query_scalar("SELECT action_seq FROM devices WHERE device_id = $1")
         .bind(device.to_string())
         .fetch_one(&mut **tx)
@@ -206,6 +210,7 @@ async fn sign(
         fleet_id: fleet,
         device_id: device,
         id,
+        assign_epoch: epoch,
         seq,
         act,
         delivery,

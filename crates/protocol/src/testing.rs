@@ -261,6 +261,7 @@ impl OwnerKeys {
             fleet_id: self.fleet_id,
             device_id: self.device_id,
             id: CommandId::from_bytes(u128::from(seq).to_be_bytes()),
+            assign_epoch: 1,
             seq,
             act,
             delivery: Delivery::Store,

@@ -8,6 +8,18 @@ use crate::ids::{CommandId, DeviceId, FleetId, Name};
 /// The longest an action may wait for its device: 30 days.
 pub const MAX_TTL_S: u32 = 30 * 86_400;
 
+/// The epoch of an action that names none: the first, in which fleets begin.
+pub const FIRST_EPOCH: u64 = 1;
+
+const fn first_epoch() -> u64 {
+    FIRST_EPOCH
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+const fn is_first_epoch(epoch: &u64) -> bool {
+    *epoch == FIRST_EPOCH
+}
+
 /// One act of one device. Its `seq` makes a replayed one known for ever, however few results a device keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -20,7 +32,10 @@ pub struct Action {
     pub device_id: DeviceId,
     /// Names it. A device does what an id says at most once.
     pub id: CommandId,
-    /// Rises with every action of the device. One that is not above the highest a device has forgotten is refused.
+    /// Root's when it was made. In a new one numbers begin anew, so that nobody can use them up for ever.
+    #[serde(default = "first_epoch", skip_serializing_if = "is_first_epoch")]
+    pub assign_epoch: u64,
+    /// Rises with every action of the device in this epoch. One that is not above the highest a device has forgotten is refused.
     pub seq: u64,
     /// What to do.
     pub act: Act,

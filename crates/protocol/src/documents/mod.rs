@@ -12,7 +12,7 @@ mod report;
 mod root;
 mod terminal;
 
-pub use action::{Act, Action, Delivery, MAX_TTL_S};
+pub use action::{Act, Action, Delivery, FIRST_EPOCH, MAX_TTL_S};
 pub use assignment::{
     AppTarget, Assignment, DeviceConfig, DocumentRef, EnvByService, HostTarget, SealedByService,
 };

@@ -14,11 +14,11 @@ use crate::{
 /// The longest a device blinks, seconds.
 const MAX_BLINK_S: u32 = 600;
 
-/// Checks an action for this device. Whether it came before, and whether it is too old by now, the device's own journal and
-/// clock say.
+/// Checks an action for this device. Whether it came before, is of an epoch that is over, or is too old by now, the device's own journal
+/// and clock say: one that was done in an epoch before this has its answer still.
 ///
 /// # Errors
-/// Signature and payload codes, `E_FLEET`, `E_DEVICE_MISMATCH`.
+/// Signature and payload codes, `E_FLEET`, `E_DEVICE_MISMATCH`, `E_ROOT_BEHIND`.
 pub fn action(
     root: &Verified<Root>,
     device: &DeviceIdentity,
@@ -32,6 +32,16 @@ pub fn action(
         return Err(Error::new(
             Code::DeviceMismatch,
             format!("for device {}, this is device {}", found.device_id, device.device_id),
+        ));
+    }
+    // Epochs are the owner's: whoever could invent one would use up the numbers of those to come.
+    if found.assign_epoch > root.assign_epoch {
+        return Err(Error::new(
+            Code::RootBehind,
+            format!(
+                "of epoch {}, root {} is in epoch {}: walk the roots first",
+                found.assign_epoch, root.version, root.assign_epoch
+            ),
         ));
     }
     let bad = |what: String| Err(Error::new(Code::Payload, what));

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    documents::{Act, Action, MAX_TTL_S},
+    documents::{Act, Action, MAX_TTL_S, Root},
     ids::DeviceId,
     testing::{OwnerKeys, sign},
     verify,
@@ -74,4 +74,18 @@ fn an_action_has_an_end_and_a_place_in_order() {
     ] {
         assert_eq!(code(judge(&keys, &bad)), Code::Payload, "{bad:?}");
     }
+}
+
+#[test]
+fn no_action_is_of_an_epoch_that_the_owner_did_not_begin() {
+    let keys = OwnerKeys::fixed();
+    let action = keys.action(1, Act::Reboot {});
+    let ahead = Action { assign_epoch: 2, ..action.clone() };
+    assert_eq!(code(judge(&keys, &ahead)), Code::RootBehind);
+    let second = keys.trusted(&Root { assign_epoch: 2, ..keys.root() });
+    let by = |action: &Action| verify::action(&second, &keys.identity(), &sign(action, &[&keys.assign]));
+    assert_eq!(by(&ahead).unwrap().assign_epoch, 2);
+    // One that names none is of the first: what was signed before there were others stays there.
+    assert!(!serde_json::to_string(&action).unwrap().contains("assign_epoch"));
+    assert_eq!(by(&action).unwrap().assign_epoch, 1);
 }
