@@ -1,6 +1,7 @@
 //! The client and where it connects to.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -9,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use copal_protocol::network;
 use http::{HeaderMap, Method, StatusCode, header};
 use tokio::time::Instant;
 
@@ -26,6 +28,9 @@ use crate::{
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// What was sent and not acknowledged by then ends the connection: nobody is there any more.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// Users and passwords of proxies that are remembered while the agent runs, so as not to be shown.
+const MAX_HIDDEN: usize = 64;
 
 /// Where the cloud is and how to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +117,8 @@ struct State {
     /// Counts changes of the way: what came by an older one says nothing of this.
     way: u64,
     unreached: Option<Unreached>,
+    /// What is not shown of the proxies that were ever gone by.
+    hidden: BTreeSet<String>,
 }
 
 /// That no call came through.
@@ -140,6 +147,7 @@ impl Cloud {
                 client: None,
                 way: 0,
                 unreached: Some(Unreached::now()),
+                hidden: BTreeSet::new(),
             }),
             current: AtomicUsize::new(0),
             clock,
@@ -159,11 +167,26 @@ impl Cloud {
 
     /// Goes by this proxy from now on, by new connections only; absent: by what the environment says.
     pub fn set_proxy(&self, proxy: Option<String>) {
+        proxy.iter().for_each(|proxy| self.hide(proxy));
         let mut state = self.state();
         state.proxy = proxy;
         state.client = None;
         state.way += 1;
         state.unreached = Some(Unreached::now());
+    }
+
+    /// Users and passwords of this proxy are not shown from now on.
+    pub fn hide(&self, proxy: &str) {
+        let mut state = self.state();
+        if state.hidden.len() < MAX_HIDDEN {
+            state.hidden.extend(network::secrets_of(proxy));
+        }
+    }
+
+    /// What is not shown, of the proxy that is set and of those before it.
+    #[must_use]
+    pub fn hidden(&self) -> BTreeSet<String> {
+        self.state().hidden.clone()
     }
 
     /// Whether the cloud has not answered by the way it is gone to now. No call is made for it: while nothing is asked, what was

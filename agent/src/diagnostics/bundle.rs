@@ -89,13 +89,11 @@ pub async fn gather(deps: &Deps) -> Gathered {
 /// Secrets and variables of what should run here.
 fn secrets(link: &Link) -> Vec<String> {
     let Link::Own { store, session } = link else { return Vec::new() };
-    let proxy =
-        session.cloud().proxy().map(|url| copal_protocol::network::secrets_of(&url)).unwrap_or_default();
     let apps = store.resolved().apps;
     let opened = apps.values().flat_map(|app| app.secrets.values()).flat_map(|vars| vars.values());
     let opened = opened.map(|secret| String::from_utf8_lossy(&secret.0).into_owned());
     let set = apps.values().flat_map(|app| app.env.values()).flat_map(|vars| vars.values()).cloned();
-    opened.chain(set).chain(proxy).collect()
+    opened.chain(set).chain(session.cloud().hidden()).collect()
 }
 
 /// The secrets that services are given as files. An agent that runs beside this program has opened them; here they are found.

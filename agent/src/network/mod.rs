@@ -62,6 +62,7 @@ impl Network {
     #[must_use]
     pub fn open(state: Arc<StateDir>, cloud: Arc<Cloud>, root: &Path, pace: Pace) -> Self {
         let record = load(&state);
+        record.proxies().for_each(|proxy| cloud.hide(proxy));
         let network = Self {
             state,
             cloud,
@@ -154,8 +155,8 @@ impl Network {
     /// Why it was undone, or was never begun.
     pub fn ended(&self, change: &Change) -> Result<String, Reason> {
         match &self.record().last {
-            Some(last) if last.change == *change && last.kept => Ok(last.message.clone()),
-            Some(last) if last.change == *change => Err(reason("reverted", last.message.clone())),
+            Some(last) if last.is_of(change) && last.kept => Ok(last.message.clone()),
+            Some(last) if last.is_of(change) => Err(reason("reverted", last.message.clone())),
             _ => Err(reason("reverted", "the agent ended before it was begun: nothing was changed")),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use copal_protocol::ids::Sha256Hex;
 use serde::{Deserialize, Serialize};
 
 /// What a start of the agent counts for of the time in which the cloud was not reached, where it is the first thing known of it: whoever turns a
@@ -39,8 +40,12 @@ pub struct Change {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Last {
-    /// The change.
-    pub change: Change,
+    /// The change's digest. The change itself may hold a password, which is over with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<Sha256Hex>,
+    /// What agents of before this one kept; read, and not written again.
+    #[serde(default, skip_serializing)]
+    change: Option<Change>,
     /// Whether it stayed.
     pub kept: bool,
     /// For people; no secret in it.
@@ -74,6 +79,24 @@ pub struct Record {
     pub last: Option<Last>,
 }
 
+impl Change {
+    fn digest(&self) -> Sha256Hex {
+        Sha256Hex::of(&serde_json::to_vec(self).expect("texts can be written"))
+    }
+}
+
+impl Last {
+    fn of(change: &Change, kept: bool, message: &str) -> Option<Self> {
+        Some(Self { sha256: Some(change.digest()), change: None, kept, message: message.to_owned() })
+    }
+
+    /// Whether it is how this change ended.
+    #[must_use]
+    pub fn is_of(&self, change: &Change) -> bool {
+        self.sha256 == Some(change.digest()) || self.change.as_ref() == Some(change)
+    }
+}
+
 impl Settings {
     /// With this changed.
     #[must_use]
@@ -99,7 +122,7 @@ impl Record {
     pub fn kept(&self, message: &str) -> Self {
         let Some(change) = self.trial.clone() else { return self.clone() };
         let now = self.now.with(&change);
-        let last = Some(Last { change, kept: true, message: message.to_owned() });
+        let last = Last::of(&change, true, message);
         if now == self.now {
             return Self { trial: None, last, unreached_s: 0, ..self.clone() };
         }
@@ -115,7 +138,7 @@ impl Record {
     #[must_use]
     pub fn reverted(&self, message: &str) -> Self {
         let Some(change) = self.trial.clone() else { return self.clone() };
-        let last = Some(Last { change, kept: false, message: message.to_owned() });
+        let last = Last::of(&change, false, message);
         Self { trial: None, last, ..self.clone() }
     }
 
@@ -134,8 +157,25 @@ impl Record {
     /// The agent starts.
     #[must_use]
     pub fn started(&self) -> Self {
+        // Written by an agent of before this one, it has a digest from now on.
+        let last = self.last.clone().map(|last| match &last.change {
+            Some(change) => Last { sha256: Some(change.digest()), change: None, ..last },
+            None => last,
+        });
         let unreached_s = if self.ways().len() > 1 { self.unreached_s.saturating_add(START_S) } else { 0 };
-        Self { unreached_s, ..self.clone() }
+        Self { unreached_s, last, ..self.clone() }
+    }
+
+    /// Every proxy that it knows of: what they have of users and passwords is not shown.
+    pub fn proxies(&self) -> impl Iterator<Item = &str> {
+        let old = self.last.as_ref().and_then(|last| last.change.as_ref());
+        let changes =
+            [self.trial.as_ref(), old].into_iter().flatten().filter_map(|change| change.proxy.as_deref());
+        [Some(&self.now), self.before.as_ref()]
+            .into_iter()
+            .flatten()
+            .filter_map(|way| way.proxy.as_deref())
+            .chain(changes)
     }
 
     /// Whether another way is to be tried, where the cloud was not reached for so long since the agent started, or since it last was.
@@ -296,6 +336,26 @@ mod tests {
         assert!(turned_off_and_on.is_lost(minutes(2), false, &pace));
         assert!(!turned_off_and_on.is_lost(minutes(1), false, &pace), "it may yet come up");
         assert_eq!(fresh.started().unreached_s, 0, "nothing is written where nothing was set");
+    }
+
+    #[test]
+    fn a_password_is_gone_with_what_it_was_for() {
+        let with = change(Some("http://me:hunter2@p:1"), None);
+        let text = |record: &Record| serde_json::to_string(record).unwrap();
+        let undone = Record::default().trying(with.clone()).reverted("not reached");
+        assert!(!text(&undone).contains("hunter2"));
+        let last = undone.last.as_ref().unwrap();
+        assert!(last.is_of(&with) && !last.is_of(&change(Some("http://me:hunter3@p:1"), None)));
+        let over =
+            Record::default().trying(with.clone()).kept("x").trying(change(Some("none"), None)).kept("x");
+        assert!(!text(&over).contains("hunter2"), "{}", text(&over));
+        // As an agent of before this one wrote it.
+        let old = r#"{"last":{"change":{"proxy":"http://me:hunter2@p:1"},"kept":false,"message":"x"}}"#;
+        let old: Record = serde_json::from_str(old).unwrap();
+        assert_eq!(old.proxies().count(), 1);
+        assert!(old.last.as_ref().unwrap().is_of(&with));
+        let now = old.started();
+        assert!(!text(&now).contains("hunter2") && now.last.as_ref().unwrap().is_of(&with));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use copal_protocol::{
     channel::{Ack, AckState},
     documents::{Act, FIRST_EPOCH},
     ids::CommandId,
+    network::shown_proxy,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -214,18 +215,10 @@ impl Journal {
             Err(end) => (None, Some(end)),
         };
         let boot_id = now.boot_id.to_owned();
-        self.entries.push(Entry {
-            id,
-            epoch,
-            seq,
-            act,
-            boot_id,
-            waits,
-            good_until_s,
-            cut: false,
-            end,
-            told: false,
-        });
+        let mut entry =
+            Entry { id, epoch, seq, act, boot_id, waits, good_until_s, cut: false, end, told: false };
+        entry.hide();
+        self.entries.push(entry);
     }
 
     /// Writes down that a command begins. Whether that is news.
@@ -268,6 +261,8 @@ impl Journal {
     /// After a start: ends what died in the middle, and gives what is done again. What waits for the cloud's word is neither.
     pub fn recover(&mut self, now: Moment<'_>) -> Vec<(CommandId, Act)> {
         let mut again = Vec::new();
+        // Agents of before this one kept them.
+        self.entries.iter_mut().for_each(Entry::hide);
         for entry in self.entries.iter_mut().filter(|entry| entry.end.is_none()) {
             let same_boot = entry.boot_id == now.boot_id;
             if matches!(entry.act, Act::Reboot {}) && !entry.waits && !same_boot {
@@ -318,6 +313,14 @@ impl Entry {
     fn ended(&mut self, end: End) {
         self.end = Some(end);
         (self.waits, self.cut, self.good_until_s) = (false, false, None);
+        self.hide();
+    }
+
+    /// A password is gone with what it was for.
+    fn hide(&mut self) {
+        if let (Act::SetNetwork { proxy: Some(proxy), .. }, Some(_)) = (&mut self.act, &self.end) {
+            *proxy = shown_proxy(proxy);
+        }
     }
 
     /// Its time passed before it began, or before it could be begun again.
@@ -397,6 +400,26 @@ mod tests {
         assert_eq!(read.admit(id(9999), (1 << 53) - 1), Admission::Old, "of an epoch that is over");
         let before_epochs = r#"{"forgotten_up_to":7,"entries":[]}"#;
         assert_eq!(serde_json::from_str::<Journal>(before_epochs).unwrap().forgotten(), of(1, 7));
+    }
+
+    #[test]
+    fn a_password_is_not_kept_longer_than_its_command_lasts() {
+        let text = |journal: &Journal| serde_json::to_string(journal).unwrap();
+        let act = || Act::SetNetwork { proxy: Some("http://me:hunter2@proxy:1".to_owned()), ntp: None };
+        let mut journal = Journal::default();
+        journal.note(id(1), 1, act(), at(0), Err(End::not(AckState::Rejected, "policy_local", "no")));
+        assert!(!text(&journal).contains("hunter2"), "it never began");
+        journal.note(id(2), 2, act(), at(0), Ok(30));
+        journal.begin(id(2));
+        let old = text(&journal);
+        assert_eq!(journal.cut_short()[0].1, act(), "until its end it is known by the whole of it");
+        journal.end(id(2), End::done("set"));
+        assert!(!text(&journal).contains("hunter2"));
+        // As agents of before this one left it.
+        let old = old.replace("(redacted)", "me:hunter2").replace("\"waits\":false,", "");
+        let mut old: Journal = serde_json::from_str(&old).unwrap();
+        old.recover(at(5));
+        assert!(!text(&old).contains("hunter2"), "{}", text(&old));
     }
 
     #[test]

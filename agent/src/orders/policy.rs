@@ -1,6 +1,6 @@
 //! `/etc/copal/policy.toml`: what this device lets itself be told, whatever the cloud says. In: the file. Out: whether an act may
 //! be. Read before every act, so that a change counts at once. A file that cannot be read or understood denies everything:
-//! whoever wrote one wanted something denied.
+//! whoever wrote one wanted something denied. So does one that another than root could have written: it says nothing for sure.
 //!
 //! The few lines it may have are read here, strictly:
 //!
@@ -13,9 +13,9 @@
 //! host = false
 //! ```
 
-use std::{collections::BTreeSet, io, path::Path};
+use std::{collections::BTreeSet, fs, io, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
 
-use crate::settings::read_bounded;
+use nix::unistd::Uid;
 
 /// Where it is looked for.
 pub const PLACE: &str = "/etc/copal/policy.toml";
@@ -51,12 +51,11 @@ impl Policy {
     #[must_use]
     pub fn load(path: &Path) -> Self {
         let broken = |why: String| Self { broken: Some(why), ..Self::default() };
-        let text = match read_bounded(path, MAX) {
-            Ok(bytes) => String::from_utf8(bytes).map_err(io::Error::other),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Self::default(),
-            Err(e) => Err(e),
-        };
-        let read = text.map_err(|e| e.to_string()).and_then(|text| parse(&text));
+        // A link that leads nowhere is there, and something was meant to be at its end.
+        if fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            return Self::default();
+        }
+        let read = read(path).map_err(|e| e.to_string()).and_then(|text| parse(&text));
         read.unwrap_or_else(|why| broken(format!("{}: {why}; mend it on the device", path.display())))
     }
 
@@ -98,6 +97,36 @@ impl Policy {
         }
         Ok(())
     }
+}
+
+/// Its text, where nobody but root, or the user the agent runs as, could have written it.
+fn read(path: &Path) -> io::Result<String> {
+    let file = fs::File::open(path)?;
+    // Of what was opened, whatever the path leads to by now.
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    if let Err(why) = is_trusted(meta.uid(), meta.mode(), Uid::effective().as_raw()) {
+        return Err(io::Error::other(why));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX {
+        return Err(io::Error::other(format!("larger than {MAX} bytes")));
+    }
+    String::from_utf8(bytes).map_err(io::Error::other)
+}
+
+/// Whether a file's word counts.
+fn is_trusted(owner: u32, mode: u32, own: u32) -> Result<(), String> {
+    if owner != 0 && owner != own {
+        return Err(format!("it belongs to user {owner}: chown root it"));
+    }
+    if mode & 0o022 != 0 {
+        return Err(format!("others may write it (mode {:o}): chmod 644 it", mode & 0o7777));
+    }
+    Ok(())
 }
 
 fn parse(text: &str) -> Result<Policy, String> {
@@ -228,6 +257,31 @@ mod tests {
             assert!(policy.check("blink").unwrap_err().contains("policy.toml"));
             assert!(policy.check_terminal(false).is_err() && policy.check_terminal(true).is_err());
         }
+    }
+
+    #[test]
+    fn a_file_that_another_could_have_written_or_a_link_to_nowhere_denies_everything() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("policy.toml");
+        std::fs::write(&path, "[terminal]\nhost = true\n").unwrap();
+        let mode = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        for (bits, usable) in [(0o644, true), (0o600, true), (0o664, false), (0o646, false), (0o644, true)] {
+            mode(bits);
+            assert_eq!(Policy::load(&path).check("blink").is_ok(), usable, "{bits:o}");
+        }
+        for (owner, own, trusted) in
+            [(0, 0, true), (0, 1000, true), (1000, 1000, true), (1000, 0, false), (33, 1000, false)]
+        {
+            assert_eq!(is_trusted(owner, 0o100_644, own).is_ok(), trusted, "{owner} {own}");
+        }
+        let link = dir.path().join("link.toml");
+        symlink(&path, &link).unwrap();
+        assert!(Policy::load(&link).check_terminal(true).is_ok());
+        std::fs::remove_file(&path).unwrap();
+        assert!(Policy::load(&link).check("blink").is_err(), "something was meant to be there");
+        assert!(Policy::load(dir.path()).check("blink").is_err());
+        assert_eq!(Policy::load(&path), Policy::default());
     }
 
     #[test]

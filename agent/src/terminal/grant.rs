@@ -3,7 +3,8 @@
 use copal_protocol::{
     channel::OpenTerminal,
     documents::{
-        Document as _, GRANT_WAIT_S, SPEC, TerminalGrant, TerminalMode, TerminalOffer, TerminalTarget,
+        Document as _, GRANT_WAIT_S, Role, Root, SPEC, TerminalGrant, TerminalMode, TerminalOffer,
+        TerminalTarget,
     },
     envelope::Envelope,
     ids::{SessionId, Sha256Hex},
@@ -32,7 +33,7 @@ pub trait Trust: Send + Sync {
         target: &TerminalTarget,
         key: &LineKey,
     ) -> Result<(TerminalOffer, Envelope), String>;
-    /// Judges a grant against an offer that was made `age_s` seconds ago.
+    /// Judges a grant against an offer that was made `age_s` seconds ago; and says by which of Root's keys it is signed.
     ///
     /// # Errors
     /// Any code of [`verify::terminal_grant`].
@@ -41,7 +42,7 @@ pub trait Trust: Send + Sync {
         offer: &TerminalOffer,
         age_s: u64,
         grant: &Envelope,
-    ) -> Result<Verified<TerminalGrant>, Error>;
+    ) -> Result<(Verified<TerminalGrant>, String), Error>;
 }
 
 /// This device's.
@@ -87,19 +88,33 @@ impl Trust for OwnTrust {
         offer: &TerminalOffer,
         age_s: u64,
         grant: &Envelope,
-    ) -> Result<Verified<TerminalGrant>, Error> {
+    ) -> Result<(Verified<TerminalGrant>, String), Error> {
         let device = self
             .session
             .identity(Identity::device)
             .ok_or_else(|| Error::new(Code::DeviceMismatch, "this device is not enrolled yet"))?;
-        verify::terminal_grant(&self.store.root(), &device, offer, age_s, grant)
+        let root = self.store.root();
+        let judged = verify::terminal_grant(&root, &device, offer, age_s, grant)?;
+        Ok((judged, signers(&root, grant)))
     }
+}
+
+/// The operator keys that signed, as Root calls them. Who somebody says to be is their own word; this is the owner's.
+fn signers(root: &Root, grant: &Envelope) -> String {
+    let keys = verify::signers(root, grant).into_iter().filter(|(_, role)| *role == Role::Operator);
+    let named = keys.map(|(id, _)| match root.keys.get(&id).map(|key| key.label.as_str()) {
+        Some(label) if !label.is_empty() => format!("key {id} ({label})"),
+        _ => format!("key {id}"),
+    });
+    named.collect::<Vec<_>>().join(" and ")
 }
 
 /// A session that an operator signed.
 pub struct Granted {
     /// What was signed.
     pub grant: Verified<TerminalGrant>,
+    /// By which of Root's keys.
+    pub signed_by: String,
     /// This device's end of the line.
     pub line: Line,
     /// What came after the grant.
@@ -144,9 +159,31 @@ pub(super) async fn ask(trust: &dyn Trust, asked: &OpenTerminal, io: &StreamIo) 
         return Err(refused(Error::new(Code::TooLarge, "the grant is too large")));
     }
     let envelope = Envelope::parse::<TerminalGrant>(&body).map_err(refused)?;
-    let grant = trust.judge(&offer, made.elapsed().as_secs(), &envelope).map_err(refused)?;
+    let (grant, signed_by) = trust.judge(&offer, made.elapsed().as_secs(), &envelope).map_err(refused)?;
     let line = key
         .accept(&offer, &grant.operator_key)
         .map_err(|e| End::because(Code::Payload.as_str(), e.to_string()))?;
-    Ok(Granted { grant, line, records })
+    Ok(Granted { grant, signed_by, line, records })
+}
+
+#[cfg(test)]
+mod tests {
+    use copal_protocol::testing::{OwnerKeys, sign};
+
+    use super::*;
+
+    #[test]
+    fn who_granted_is_told_by_the_owners_name_of_the_key() {
+        let keys = OwnerKeys::fixed();
+        let mut root = keys.grant_root();
+        let id = keys.operator.public().id();
+        let offer = keys.offer(&LineKey::generate().unwrap());
+        let grant = TerminalGrant { operator: "the owner in person".to_owned(), ..keys.grant(&offer, "") };
+        let by = |root: &Root| signers(root, &sign(&grant, &[&keys.operator, &keys.device, &keys.release]));
+        let label = |root: &mut Root, label: &str| root.keys.get_mut(&id).unwrap().label = label.to_owned();
+        label(&mut root, "night shift");
+        assert_eq!(by(&root), format!("key {id} (night shift)"));
+        label(&mut root, "");
+        assert_eq!(by(&root), format!("key {id}"));
+    }
 }

@@ -154,13 +154,14 @@ async fn run(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> Result<End
         idle: Duration::from_secs(asked.idle_s.min(MAX_IDLE_S).into()),
         bytes: asked.max_bytes.min(MAX_TERMINAL_BYTES),
     };
-    let mut line = None;
+    let (mut line, mut signed_by) = (None, None);
     if mode == TerminalMode::Grant {
         let granted = grant::ask(&*deps.trust, &asked, io).await?;
         bounds.lasts = bounds.lasts.min(Duration::from_secs(granted.grant.max_s.min(MAX_GRANT_S).into()));
         bounds.bytes = bounds.bytes.min(granted.grant.max_bytes);
         // What the operator signed is told here, not what the cloud says of them.
         (who, reason) = (words(&granted.grant.operator), words(&granted.grant.reason));
+        signed_by = Some(words(&granted.signed_by));
         line = Some(granted);
     }
     if let TerminalTarget::Recording(of) = asked.target {
@@ -170,7 +171,7 @@ async fn run(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> Result<End
                 "sessions without a grant are recorded by the cloud",
             ));
         };
-        tracing::warn!(session = %asked.session_id, recording = %of, who, reason, "the recording of a terminal is read");
+        tracing::warn!(session = %asked.session_id, recording = %of, who, signed_by, reason, "the recording of a terminal is read");
         return deps.recordings.send(of, granted.line.says, io).await;
     }
     let mut record = Record {
@@ -180,6 +181,7 @@ async fn run(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> Result<End
         reason,
         since: (!deps.clock.is_unset()).then(|| deps.clock.now()),
         granted: line.is_some(),
+        signed_by,
         container: None,
         shell: String::new(),
         exec: None,
@@ -187,13 +189,14 @@ async fn run(deps: &Arc<Deps>, asked: OpenTerminal, io: &StreamIo) -> Result<End
     };
     // Found, and shown, before anything of it runs: what cannot be seen at the device is not opened.
     deps.doors.find(&mut record).await?;
-    deps.folder.write(&record)?;
-    tracing::warn!(session = %record.session_id, target = %record.target, who = record.who, reason = record.reason, "a terminal is opened");
+    deps.folder.claim(&record)?;
+    tracing::warn!(session = %record.session_id, target = %record.target, who = record.who, signed_by = record.signed_by, reason = record.reason, "a terminal is opened");
     let message = format!("{} opened a terminal in {}: {}", record.who, record.target, record.reason);
     deps.notes.note(
         Note::new("terminal", "opened", &message)
             .with("session", record.session_id.to_string())
             .with("who", record.who.as_str())
+            .with("signed_by", record.signed_by.clone())
             .with("target", record.target.to_string()),
     );
     let ended = match deps.doors.open(&mut record, asked.cols, asked.rows).await {

@@ -34,6 +34,9 @@ pub struct Record {
     pub since: Option<u64>,
     /// By an operator's grant, rather than the cloud's word.
     pub granted: bool,
+    /// By which of Root's keys: `who` is what its holder says to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
     /// The container's id.
     pub container: Option<String>,
     /// The shell that runs.
@@ -59,24 +62,45 @@ impl Folder {
         self.0.join(format!("{session}.{kind}"))
     }
 
-    /// Shows a session.
+    /// Shows a session that is about to be opened.
+    ///
+    /// # Errors
+    /// Where it cannot, or one of this id is open: a second would be shown in its place, and end with it.
+    pub(super) fn claim(&self, record: &Record) -> Result<(), End> {
+        let path = self.path(record.session_id, OPEN);
+        let new = self.make().and_then(|()| {
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map(drop)
+        });
+        match new {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(unseen(&path, &e)),
+            Ok(()) if !self.path(record.session_id, ENDING).exists() => {}
+            taken => {
+                if taken.is_ok() {
+                    let _ = fs::remove_file(&path);
+                }
+                let why = format!("a session {} is open on this device: open another", record.session_id);
+                return Err(End::because("session_taken", why));
+            }
+        }
+        self.write(record).inspect_err(|_| self.remove(record.session_id))
+    }
+
+    fn make(&self) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
+    }
+
+    /// Shows what became of it.
     ///
     /// # Errors
     /// Where it cannot: then it is not opened.
     pub(super) fn write(&self, record: &Record) -> Result<(), End> {
         let path = self.path(record.session_id, OPEN);
-        self.put(&path, record).map_err(|e| {
-            let why = format!(
-                "{} cannot be written ({e}), and a terminal that cannot be seen is not opened",
-                path.display()
-            );
-            End::because("failed", why)
-        })
+        self.put(&path, record).map_err(|e| unseen(&path, &e))
     }
 
     fn put(&self, path: &Path, record: &Record) -> io::Result<()> {
         use io::Write as _;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)?;
+        self.make()?;
         let next = path.with_extension("next");
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
@@ -120,6 +144,14 @@ impl Folder {
     }
 }
 
+fn unseen(path: &Path, error: &io::Error) -> End {
+    let why = format!(
+        "{} cannot be written ({error}), and a terminal that cannot be seen is not opened",
+        path.display()
+    );
+    End::because("failed", why)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,17 +169,20 @@ mod tests {
             reason: "it is slow".to_owned(),
             since: Some(5),
             granted: false,
+            signed_by: None,
             container: None,
             shell: "/bin/sh".to_owned(),
             exec: None,
             pid: Some(3),
         };
-        folder.write(&record).unwrap();
+        folder.claim(&record).unwrap();
+        assert_eq!(folder.claim(&record).unwrap_err().code, "session_taken");
         fs::write(dir.path().join("terminals/other.json"), "{}").unwrap();
         assert_eq!(folder.all(), [record]);
         assert!(folder.is_open(session_id));
         assert!(folder.ask_end(session_id) && !folder.ask_end(session_id));
         assert!(!folder.is_open(session_id) && folder.is_there(session_id));
+        assert!(folder.claim(&folder.all()[0]).is_err() && !folder.is_open(session_id), "it still ends");
         assert_eq!(folder.all().len(), 1, "it is seen until it is gone");
         folder.remove(session_id);
         assert!(!folder.is_there(session_id));

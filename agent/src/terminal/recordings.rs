@@ -52,7 +52,8 @@ impl Recordings {
                 recorder: asciicast::Recorder::default(),
                 written: 0,
             };
-            let title = format!("{} by {}: {}", record.target, record.who, record.reason);
+            let by = record.signed_by.as_ref().map_or_else(String::new, |key| format!(" ({key})"));
+            let title = format!("{} by {}{by}: {}", record.target, record.who, record.reason);
             recording.write(&asciicast::header(cols, rows, record.since, &title))?;
             Ok(recording)
         };
@@ -165,6 +166,7 @@ mod tests {
             reason: "it is slow".to_owned(),
             since: None,
             granted: true,
+            signed_by: None,
             container: None,
             shell: String::new(),
             exec: None,

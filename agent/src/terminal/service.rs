@@ -130,8 +130,8 @@ impl Control for Shell {
     }
 }
 
-/// Ends every process of the session: from within the container, with the engine's power; where that cannot start (as many
-/// processes as may be), from here.
+/// Ends every process of the session: from within the container, with the engine's power, and then from here, whatever was said there: the
+/// shell that swept is the container's own, and where there are as many processes as may be it did not even start.
 pub(super) async fn kill(engine: &Engine, record: &Record) {
     let Some(container) = record.container.as_deref() else { return };
     let command = vec![record.shell.clone(), "-c".to_owned(), script(record.session_id)];
@@ -148,7 +148,6 @@ pub(super) async fn kill(engine: &Engine, record: &Record) {
         None => Ok(ExecState { running: false, exit_code: None, pid: None }),
     };
     match (swept, state) {
-        (Ok(Some(0)), Ok(state)) if !state.running => {}
         // The container is gone, and all of its processes with it.
         (Err(error), _) | (_, Err(error)) if error.is_not_found() => {}
         (swept, state) => {

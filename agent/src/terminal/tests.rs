@@ -77,7 +77,7 @@ impl Trust for Says {
         _: &TerminalOffer,
         _: u64,
         _: &Envelope,
-    ) -> Result<Verified<TerminalGrant>, verify::Error> {
+    ) -> Result<(Verified<TerminalGrant>, String), verify::Error> {
         unreachable!("no offer is made")
     }
 }
@@ -131,4 +131,32 @@ async fn what_the_cloud_would_not_record_and_the_device_would_not_either_is_not_
         assert_eq!(end.code, code, "{root:?} {by_cloud:?}: {}", end.message);
         assert_eq!(shells.opened.load(Ordering::Relaxed), opened, "{root:?} {by_cloud:?}");
     }
+}
+
+#[tokio::test]
+async fn a_session_that_is_open_is_not_shown_as_another_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let (deps, shells) = deps(dir.path(), TerminalMode::Cloud);
+    let (shell, says) = tokio::io::duplex(16);
+    *shells.wait.lock().unwrap() = Some(says);
+    let first_deps = deps.clone();
+    let first = tokio::spawn(async move {
+        let (Ok(end) | Err(end)) = run(&first_deps, asked("anna", None), &StreamIo::alone()).await;
+        end.code
+    });
+    while shells.opened.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let second = run(&deps, asked("mallory", None), &StreamIo::alone()).await;
+    assert_eq!(second.unwrap_err().code, "session_taken");
+    assert_eq!(shells.opened.load(Ordering::Relaxed), 1);
+    let open = deps.folder.all();
+    assert_eq!(
+        open.iter().map(|record| record.who.as_str()).collect::<Vec<_>>(),
+        ["anna"],
+        "it is still shown"
+    );
+    drop(shell);
+    assert_eq!(first.await.unwrap(), "ended");
+    assert!(deps.folder.all().is_empty());
 }

@@ -217,6 +217,16 @@ async fn a_kill_by_either_side_ends_it_with_all_it_began_and_idleness_does() {
         if list.contains("sleep 641") { Err(list) } else { Ok(()) }
     })
     .await;
+
+    // A container whose shell sweeps nothing and says that all is well: it is not taken at its word.
+    let lies = "setsid sleep 661 >/dev/null 2>&1 &\nrm /bin/sh; printf '#!/bin/busybox true\\n' >/bin/sh; chmod 755 /bin/sh; exit 6\n";
+    eventually("a session in it ends", 60, || async {
+        let output = world.owner.run(&["shell", &name, "app", "--reason", "five"], lies).await;
+        if output.status.code() == Some(6) { Ok(()) } else { Err(text(&output)) }
+    })
+    .await;
+    let list = processes(&world, "app").await;
+    assert!(!list.contains("sleep 661"), "{list}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

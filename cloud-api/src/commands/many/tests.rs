@@ -196,6 +196,12 @@ async fn one_device_that_cannot_be_asked_holds_up_no_other_and_a_password_is_kep
     assert_eq!(devices["items"][0]["code"], "device_not_accepted");
     answers(&fleet, &here, AckState::Done, None).await;
     assert_eq!(fleet.ok("GET", &path, None).await["ended"], true);
+    // What was signed has it in base64, so none of that may be left at all.
+    let signed: i64 = sqlx::query_scalar("SELECT COALESCE(SUM(LENGTH(envelope)), 0) FROM commands")
+        .fetch_one(app.db.read())
+        .await
+        .unwrap();
+    assert_eq!(signed, 0);
     for query in [
         "SELECT COALESCE(args_whole, '') || args FROM fleet_commands",
         "SELECT args || COALESCE(hex(envelope), '') FROM commands",
