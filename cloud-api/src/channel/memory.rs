@@ -68,6 +68,9 @@ pub struct Memory {
     next_epoch: AtomicU64,
     sockets: Arc<AtomicUsize>,
     most: AtomicUsize,
+    /// Polls that are held.
+    held: Arc<AtomicUsize>,
+    most_held: AtomicUsize,
     /// Streams of all devices.
     pub(super) streams: Arc<AtomicUsize>,
     timing: Mutex<Timing>,
@@ -141,6 +144,8 @@ impl Default for Memory {
             next_epoch: AtomicU64::new((app::now() << 20) + 1),
             sockets: Arc::default(),
             most: AtomicUsize::new(usize::MAX),
+            held: Arc::default(),
+            most_held: AtomicUsize::new(usize::MAX),
             streams: Arc::default(),
             timing: Mutex::new(Timing::STANDARD),
             tasks: TaskTracker::new(),
@@ -166,9 +171,16 @@ impl Memory {
         *self.timing.lock().unwrap() = timing;
     }
 
-    /// The most sockets at once. Below what the process may open, so that polls, people and pushes always find a place.
-    pub fn allow(&self, most: usize) {
+    /// The most sockets at once, and the most polls that are held for devices without one. Together below what the process may open,
+    /// so that polls, people and pushes always find a place.
+    pub fn allow(&self, most: usize, most_held: usize) {
         self.most.store(most, Relaxed);
+        self.most_held.store(most_held, Relaxed);
+    }
+
+    /// A place for a poll that is held; without one it is answered at once.
+    pub(crate) fn hold(&self) -> Option<Place> {
+        Place::take(&self.held, self.most_held.load(Relaxed))
     }
 
     /// How many channels are open, by WebSocket and by exchange.
@@ -323,9 +335,9 @@ impl Memory {
     }
 }
 
-/// A socket or a stream counted; given back when it goes.
+/// A socket, a poll that is held or a stream, counted; given back when it goes.
 #[derive(Debug)]
-pub(super) struct Place(Arc<AtomicUsize>);
+pub(crate) struct Place(Arc<AtomicUsize>);
 
 impl Place {
     pub(super) fn take(places: &Arc<AtomicUsize>, most: usize) -> Option<Self> {

@@ -1,5 +1,5 @@
 //! `GET /device/v1/state`: the device's assignment. Nothing new is answered from memory; with `wait` the answer is held
-//! until there is something new.
+//! until there is something new, where there is room for that: a device whose poll is let go early asks at intervals.
 
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ pub(super) async fn state(
     if wait == 0 {
         return Ok(answer);
     }
+    let Some(_place) = app.channels.hold() else { return Ok(answer) };
     let entry = app.devices.session(&headers)?;
     let held = entry.hold();
     let deadline = tokio::time::sleep(Duration::from_secs(wait));

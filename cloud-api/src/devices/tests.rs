@@ -229,6 +229,16 @@ async fn a_held_poll_ends_with_a_release_a_revocation_or_the_cloud() {
 }
 
 #[tokio::test]
+async fn a_poll_that_finds_no_room_to_be_held_is_answered_at_once() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    fleet.cloud.app.channels.allow(1, 0);
+    let poll = device.get(&fleet, "/device/v1/state?wait=60", None);
+    let answer = tokio::time::timeout(std::time::Duration::from_secs(30), poll).await.expect("not held");
+    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
 async fn documents_are_those_of_the_fleet_and_of_the_device() {
     let fleet = Fleet::new().await;
     let device = fleet.device(1).await;

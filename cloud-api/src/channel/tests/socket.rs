@@ -133,7 +133,7 @@ async fn only_devices_with_a_session_and_the_right_words_open_one() {
 async fn there_are_only_so_many_channels_and_a_refused_device_is_told_when_to_come_again() {
     let world = World::new().await;
     let (one, two) = (world.fleet.device(1).await, world.fleet.device(2).await);
-    world.fleet.cloud.app.channels.allow(1);
+    world.fleet.cloud.app.channels.allow(1, 1);
     let (mut line, _) = world.open(&one).await;
     let (status, problem) = world.dial(&two).await.err().unwrap();
     assert_eq!((status, &problem["code"]), (StatusCode::SERVICE_UNAVAILABLE, &"channels_full".into()));
@@ -142,7 +142,7 @@ async fn there_are_only_so_many_channels_and_a_refused_device_is_told_when_to_co
     line.0.close(None).await.unwrap();
     within(async { while world.dial(&two).await.is_err() {} }).await;
 
-    world.fleet.cloud.app.channels.allow(100);
+    world.fleet.cloud.app.channels.allow(100, 1);
     let _greeting = [world.dial(&one).await.unwrap(), world.dial(&one).await.unwrap()];
     let (_, problem) = world.dial(&one).await.err().unwrap();
     assert_eq!(problem["code"], "channels_full", "one device does not take the places of all");
