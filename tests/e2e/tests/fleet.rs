@@ -32,7 +32,7 @@ async fn every_device_hears_of_a_release_and_comes_back_after_the_cloud_died() {
 
     Services { services: &[("app", STAY, "")] }.write_to(&repo);
     repo.push_ok("works").await;
-    let all = fleet.until(PATIENCE, |seen| seen.reports.load(Relaxed) >= DEVICES).await;
+    let all = fleet.until(PATIENCE, |seen| seen.settled.load(Relaxed) >= DEVICES).await;
     assert!(all, "not all were told: {:?}", fleet.seen());
     assert_eq!(fleet.seen().failed.load(Relaxed), 0, "{:?}", fleet.seen());
 

@@ -12,12 +12,22 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::Shared;
+use crate::{
+    Shared,
+    seen::{Passed, Way},
+};
 
 /// See the module.
 pub(crate) struct Counted {
     pub(crate) socket: TcpStream,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) way: Way,
+}
+
+impl Counted {
+    fn passed(&self) -> &Passed {
+        self.shared.seen.passed(self.way)
+    }
 }
 
 impl AsyncRead for Counted {
@@ -29,7 +39,7 @@ impl AsyncRead for Counted {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
         let got = buffer.filled().len() - before;
-        self.shared.seen.received.fetch_add(got as u64, Relaxed);
+        self.passed().received.fetch_add(got as u64, Relaxed);
         Poll::Ready(Ok(()))
     }
 }
@@ -37,7 +47,7 @@ impl AsyncRead for Counted {
 impl AsyncWrite for Counted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let put = ready!(Pin::new(&mut self.socket).poll_write(cx, bytes))?;
-        self.shared.seen.sent.fetch_add(put as u64, Relaxed);
+        self.passed().sent.fetch_add(put as u64, Relaxed);
         Poll::Ready(Ok(put))
     }
 

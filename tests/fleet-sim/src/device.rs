@@ -1,53 +1,94 @@
-//! One device: its keys, its session, its channel.
+//! One device: its keys, its session with the cloud, what it remembers.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use copal_protocol::{
-    channel::{self, Ack, AckState, CloudFrame, Command, DeviceFrame, Hello},
     device_api::{
         ChallengeRequest, ChallengeResponse, EnrolRequest, EnrolResponse, LoginRequest, LoginResponse,
     },
-    documents::{Assignment, LockState, Report, SPEC},
     enrol,
-    envelope::Envelope,
-    ids::{DeviceId, Sha256Hex},
+    ids::{DeviceId, Name, Sha256Hex},
     keys::SigningKey,
     seal::SealKey,
-    verify::{self, AssignmentMark, DeviceIdentity},
+    verify::{AssignmentMark, DeviceIdentity},
 };
-use futures_util::{SinkExt as _, StreamExt as _};
-use tokio_tungstenite::tungstenite::Message;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+};
 
 use crate::{
     Shared,
-    http::Refused,
-    link::{Channel, NoChannel},
+    http::{Answer, Call, Http, Refused},
+    orders::Orders,
+    pace::{Pace, jittered, random},
+    report::Told,
+    tell::{self, Outbox},
 };
+
+/// A token is renewed this long before it ends.
+const EARLY: Duration = Duration::from_secs(120);
+/// The longest wait between the start of the polls and that of the channel.
+const APART: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub(crate) struct Device {
-    number: usize,
-    key: SigningKey,
-    id: DeviceId,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) number: usize,
+    pub(crate) key: SigningKey,
+    pub(crate) id: DeviceId,
+    http: Http,
+    session: tokio::sync::Mutex<Session>,
     mind: Mutex<Mind>,
+    /// So much time passed that the roots are due.
+    pub(crate) aged: AtomicBool,
+    /// It looked at itself: a report is due.
+    pub(crate) checked: Notify,
+    /// There may be something to tell by the channel.
+    pub(crate) news: Notify,
+    /// What makes polls come sooner, or lets them rest.
+    pub(crate) nudges: watch::Sender<Nudges>,
+}
+
+#[derive(Default)]
+struct Session {
+    token: Option<(String, Instant)>,
+    link: Option<String>,
 }
 
 /// What a device remembers.
-struct Mind {
-    token: String,
-    token_until: Instant,
-    link: String,
-    mark: AssignmentMark,
-    committed: Vec<(copal_protocol::ids::AppId, Sha256Hex)>,
-    reports: u64,
+#[derive(Default)]
+pub(crate) struct Mind {
+    pub(crate) mark: AssignmentMark,
+    pub(crate) outbox: Outbox,
+    pub(crate) orders: Orders,
+    /// What runs, as far as it is pretended.
+    pub(crate) services: Vec<Name>,
+}
+
+/// How things stand beside the poll, as the agent's synchronisation hears it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Nudges {
+    /// A channel is up, and would tell of anything new.
+    pub(crate) up: bool,
+    /// What the channel last spoke of, and when.
+    pub(crate) hinted: Option<(Sha256Hex, Instant)>,
+    /// The newest Root the channel spoke of.
+    pub(crate) root: Option<u64>,
+    /// Rises when a poll is asked for at once.
+    pub(crate) asked: u64,
 }
 
 impl Device {
-    /// A new device, enrolled and logged in.
+    /// A new device, enrolled and logged in; it holds no connection then.
     pub(crate) async fn enrol(shared: Arc<Shared>, number: usize) -> anyhow::Result<Self> {
         let file = &shared.file;
         let (token_id, secret) =
@@ -69,237 +110,185 @@ impl Device {
             arch: arch().to_owned(),
             device_type: file.device_type.clone(),
         };
-        let EnrolResponse { device_id: id, .. } = shared.http.post("/device/v1/enrol", &request).await?;
-        let (token, token_until, link) = login(&shared, &key, id, None).await?;
-        let mind = Mind {
-            token,
-            token_until,
-            link,
-            mark: AssignmentMark::default(),
-            committed: Vec::new(),
-            reports: 0,
+        let http = Http::new(&shared, number);
+        // The same request again gives the same id, so one that was lost or came at a bad moment may be repeated.
+        let mut tries = 0;
+        let id = loop {
+            tries += 1;
+            let answer = post(&http, &shared, "/device/v1/enrol", &request).await;
+            match answer {
+                Ok(EnrolResponse { device_id, .. }) => break device_id,
+                Err(error) if tries < 5 && Refused::of(&error).is_none_or(|r| r.later.is_some()) => {
+                    let later = shared.seen.failed(&error).unwrap_or(Duration::from_secs(1));
+                    tokio::time::sleep(later.mul_f64(1.0 + random())).await;
+                }
+                Err(error) => return Err(error),
+            }
         };
-        Ok(Self { number, key, id, mind: Mutex::new(mind) })
+        let device = Self {
+            shared,
+            number,
+            key,
+            id,
+            http,
+            session: tokio::sync::Mutex::default(),
+            mind: Mutex::default(),
+            aged: AtomicBool::new(false),
+            checked: Notify::new(),
+            news: Notify::new(),
+            nudges: watch::Sender::new(Nudges::default()),
+        };
+        device.token().await?;
+        // It is not there yet: as an agent it would go on, but whoever measures says when that is.
+        device.http.close(Duration::ZERO);
+        Ok(device)
     }
 
-    fn mind(&self) -> std::sync::MutexGuard<'_, Mind> {
+    /// Polls, holds a channel and tells of itself until dropped; begins at some moment within the window.
+    pub(crate) async fn live(self: Arc<Self>, pace: Pace, window: Duration) {
+        tokio::time::sleep(window.mul_f64(random())).await;
+        {
+            let mut mind = self.mind();
+            mind.outbox.note(&tell::event("agent", "started", "the agent was started", &[]));
+            mind.outbox.telemetry(&tell::facts(self.number));
+        }
+        // Where it was connected before, it is not any more.
+        self.nudges.send_replace(Nudges::default());
+        let mut tasks = JoinSet::new();
+        let (told, hears) = watch::channel(Told::default());
+        tasks.spawn(crate::sync::run(self.clone(), pace.clone(), told));
+        tasks.spawn(crate::report::run(self.clone(), pace.checks, hears));
+        let first = APART.min(window).mul_f64(random());
+        tasks.spawn(crate::channel::run(self.clone(), first, pace.longest));
+        tasks.spawn(self.tell_now_and_then(pace));
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// Summaries, and events where there are to be any.
+    async fn tell_now_and_then(self: Arc<Self>, pace: Pace) {
+        let mut summary = tokio::time::Instant::now() + pace.first;
+        // Devices that started together do not tell together.
+        let mut after = pace.summary.mul_f64(random());
+        let mut span = pace.first;
+        let never = Duration::from_secs(1 << 30);
+        loop {
+            let event = jittered(pace.event.unwrap_or(never));
+            tokio::select! {
+                () = tokio::time::sleep_until(summary) => {
+                    summary += after;
+                    self.summarise(span);
+                    (span, after) = (pace.summary, pace.summary);
+                }
+                () = tokio::time::sleep(event) => {
+                    let message = "service web ended and was started again";
+                    let note = tell::event("service", "restarted", message, &[("service", "web".into())]);
+                    self.mind().outbox.note(&note);
+                    self.news.notify_one();
+                }
+            }
+        }
+    }
+
+    /// As after hours in which nothing happened: it logs in anew and walks the roots with what it does next.
+    pub(crate) async fn age(&self) {
+        self.session.lock().await.token = None;
+        self.aged.store(true, Relaxed);
+    }
+
+    pub(crate) fn poll_now(&self) {
+        self.nudges.send_modify(|nudges| nudges.asked += 1);
+    }
+
+    /// Tells how it fared in this time.
+    pub(crate) fn summarise(&self, span: Duration) {
+        let mut mind = self.mind();
+        let summary = tell::summary(span.as_secs(), mind.services.iter());
+        mind.outbox.telemetry(&summary);
+        drop(mind);
+        self.news.notify_one();
+    }
+
+    /// Lets go of connections that have idled for so long.
+    pub(crate) fn let_go(&self, idle: Duration) {
+        self.http.close(idle);
+    }
+
+    pub(crate) fn mind(&self) -> MutexGuard<'_, Mind> {
         self.mind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Holds a channel until dropped; the first is opened at some moment within the window.
-    pub(crate) async fn stay_connected(&self, shared: &Arc<Shared>, mut window: Duration) {
-        let mut failures = 0_u32;
-        loop {
-            tokio::time::sleep(window.mul_f64(random())).await;
-            let opened = match self.token(shared).await {
-                Ok(token) => shared.link.open(shared, self.number, &token).await,
-                Err(error) => Err(match error.downcast_ref::<Refused>().and_then(|refused| refused.later) {
-                    Some(later) => NoChannel::Later(later),
-                    None => NoChannel::Failed(error),
-                }),
-            };
-            match opened {
-                Ok(channel) => {
-                    let since = Instant::now();
-                    let told = self.hold(shared, channel).await;
-                    shared.seen.channel(false);
-                    failures = if since.elapsed() > Duration::from_secs(60) { 0 } else { failures + 1 };
-                    window = told.max(Duration::from_secs(1) * 2_u32.pow(failures.min(8)));
-                }
-                Err(why) => {
-                    failures += 1;
-                    window = Duration::from_secs(1) * 2_u32.pow(failures.min(8));
-                    match why {
-                        NoChannel::LogIn => {
-                            self.mind().token_until = Instant::now();
-                            window = Duration::ZERO;
-                        }
-                        NoChannel::Later(later) => {
-                            shared.seen.refused.fetch_add(1, Relaxed);
-                            tokio::time::sleep(later).await;
-                        }
-                        NoChannel::Failed(error) => shared.seen.failed(&error),
-                    }
-                }
-            }
-        }
-    }
-
-    /// One channel, to its end; gives the window within which to come back.
-    async fn hold(&self, shared: &Arc<Shared>, mut channel: Channel) -> Duration {
-        shared.seen.channel(true);
-        let mut back = Duration::from_secs(60);
-        let mut ping = Duration::from_secs(240);
-        let hello = DeviceFrame::Hello(Hello {
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            boot_id: "5".repeat(32),
-            uptime_s: 1,
-            features: Vec::new(),
-            etag: self.mind().mark.sha256,
-        });
-        if say(&mut channel, &hello).await.is_err() {
-            return back;
-        }
-        loop {
-            let message = tokio::select! {
-                message = channel.next() => message,
-                () = tokio::time::sleep(ping) => {
-                    if channel.send(Message::Ping(Vec::new().into())).await.is_err() {
-                        return back;
-                    }
-                    continue;
-                }
-            };
-            let Some(Ok(message)) = message else { return back };
-            let Message::Text(text) = message else { continue };
-            let Ok(Some(frame)) = channel::read::<CloudFrame>(text.as_bytes()) else { continue };
-            match frame {
-                CloudFrame::Welcome(welcome) => {
-                    back = Duration::from_secs(welcome.reconnect_window_s.into());
-                    ping = Duration::from_secs(welcome.ping_s.max(1).into());
-                    self.hinted(shared, welcome.etag).await;
-                }
-                CloudFrame::Hint { etag, .. } => self.hinted(shared, etag).await,
-                CloudFrame::Cmd(Command { id, .. }) => {
-                    let ack = Ack {
-                        id,
-                        state: AckState::Rejected,
-                        code: Some("not_supported".to_owned()),
-                        message: "a simulated device".to_owned(),
-                        result: None,
-                    };
-                    if say(&mut channel, &DeviceFrame::Ack(ack)).await.is_err() {
-                        return back;
-                    }
-                }
-                CloudFrame::Bye { retry_within_s, .. } => {
-                    return Duration::from_secs(retry_within_s.into());
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Something may be new: fetch it, verify it, pretend to run it, say so.
-    async fn hinted(&self, shared: &Arc<Shared>, etag: Option<Sha256Hex>) {
-        if etag.is_none() || etag == self.mind().mark.sha256 {
-            return;
-        }
-        let hinted = Instant::now();
-        shared.seen.hinted(hinted);
-        if let Err(error) = self.follow(shared, hinted).await {
-            shared.seen.failed(&error);
-        }
-    }
-
-    async fn follow(&self, shared: &Arc<Shared>, hinted: Instant) -> anyhow::Result<()> {
-        let token = self.token(shared).await?;
-        let (held, mark) = {
-            let mind = self.mind();
-            (mind.mark.sha256, mind.mark)
-        };
-        let Some(bytes) = shared.http.state(&token, held).await? else { return Ok(()) };
-        let identity = DeviceIdentity {
-            fleet_id: shared.file.fleet_id,
+    pub(crate) fn identity(&self) -> DeviceIdentity {
+        DeviceIdentity {
+            fleet_id: self.shared.file.fleet_id,
             device_id: self.id,
             key_sha256: self.key.public().id(),
-        };
-        let envelope = Envelope::parse::<Assignment>(&bytes)?;
-        let assignment = verify::assignment(&shared.root, &identity, &mark, &envelope)?;
-        shared.seen.verified(hinted.elapsed());
-        let report = {
-            let mut mind = self.mind();
-            mind.mark = AssignmentMark::of(&assignment);
-            mind.committed = assignment.apps.iter().map(|app| (app.app_id, app.sha256)).collect();
-            mind.reports += 1;
-            self.report(shared, &mind)
-        };
-        shared.seen.applied();
-        let signed = Envelope::sign(&report, &[&self.key])?;
-        if shared.http.report(&token, signed.to_bytes()).await? {
-            shared.seen.reports.fetch_add(1, Relaxed);
         }
-        Ok(())
     }
 
-    fn report(&self, shared: &Shared, mind: &Mind) -> Report {
-        Report {
-            spec: SPEC,
-            fleet_id: shared.file.fleet_id,
+    /// A token that is good for a while; one caller at a time logs in.
+    pub(crate) async fn token(&self) -> anyhow::Result<String> {
+        let mut session = self.session.lock().await;
+        if let Some((token, until)) = &session.token
+            && Instant::now() < *until
+        {
+            return Ok(token.clone());
+        }
+        let asked = ChallengeRequest { device_id: self.id };
+        let ChallengeResponse { challenge } =
+            post(&self.http, &self.shared, "/device/v1/challenge", &asked).await?;
+        let request = LoginRequest {
             device_id: self.id,
-            boot_id: "5".repeat(32),
-            report_counter: mind.reports,
-            root_version: shared.root.version,
-            root_sha256: shared.root.sha256(),
-            lock: LockState::Open,
-            assign_epoch: mind.mark.assign_epoch,
-            seq_accepted: mind.mark.seq,
-            seq_applied: mind.mark.seq,
-            unfresh: false,
-            running: mind.committed.iter().map(|(app, _)| (*app, Default::default())).collect(),
-            committed: mind.committed.iter().copied().collect(),
-            reason: None,
-            progress: None,
-            host: None,
-            agent: None,
-            health: None,
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            os_version: "simulated".to_owned(),
-            arch: arch().to_owned(),
-            time: copal_tls::system_clock()(),
-            ext: None,
+            challenge,
+            signature: hex::encode(self.key.sign(&enrol::login_message(self.id, challenge))),
+            refresh_link: session.link.clone(),
+        };
+        let answer: LoginResponse = post(&self.http, &self.shared, "/device/v1/login", &request).await?;
+        let life = Duration::from_secs(answer.expires_in.clamp(60, 86_400));
+        let until = Instant::now() + life.saturating_sub(EARLY).max(life / 2);
+        session.link = Some(answer.refresh_link);
+        session.token = Some((answer.token.clone(), until));
+        self.shared.seen.logins.fetch_add(1, Relaxed);
+        Ok(answer.token)
+    }
+
+    /// The cloud no longer takes this token.
+    pub(crate) async fn drop_token(&self, refused: &str) {
+        let mut session = self.session.lock().await;
+        if session.token.as_ref().is_some_and(|(token, _)| token == refused) {
+            session.token = None;
         }
     }
 
-    /// A token that is good for a while.
-    async fn token(&self, shared: &Shared) -> anyhow::Result<String> {
-        let link = {
-            let mind = self.mind();
-            if mind.token_until > Instant::now() {
-                return Ok(mind.token.clone());
+    /// Calls a device route; logs in again once where the token is not taken any more.
+    pub(crate) async fn call(&self, call: Call<'_>) -> anyhow::Result<Answer> {
+        let mut again = false;
+        loop {
+            let token = self.token().await?;
+            let answer = self.http.call(&self.shared, Call { bearer: Some(&token), ..call.clone() }).await;
+            let status = answer.as_ref().err().and_then(Refused::of).map(|refused| refused.status);
+            if matches!(status, Some(401 | 403)) {
+                self.drop_token(&token).await;
             }
-            mind.link.clone()
-        };
-        let (token, until, link) = login(shared, &self.key, self.id, Some(link)).await?;
-        let mut mind = self.mind();
-        (mind.token, mind.token_until, mind.link) = (token.clone(), until, link);
-        Ok(token)
+            if status != Some(401) || again {
+                return answer;
+            }
+            again = true;
+        }
     }
 }
 
-async fn login(
-    shared: &Shared,
-    key: &SigningKey,
-    id: DeviceId,
-    link: Option<String>,
-) -> anyhow::Result<(String, Instant, String)> {
-    let ChallengeResponse { challenge } =
-        shared.http.post("/device/v1/challenge", &ChallengeRequest { device_id: id }).await?;
-    let request = LoginRequest {
-        device_id: id,
-        challenge,
-        signature: hex::encode(key.sign(&enrol::login_message(id, challenge))),
-        refresh_link: link,
-    };
-    let answer: LoginResponse = shared.http.post("/device/v1/login", &request).await?;
-    let until = Instant::now() + Duration::from_secs(answer.expires_in.saturating_sub(120));
-    Ok((answer.token, until, answer.refresh_link))
-}
-
-async fn say(channel: &mut Channel, frame: &DeviceFrame) -> anyhow::Result<()> {
-    Ok(channel.send(Message::text(channel::write(frame)?)).await?)
-}
-
-/// Between 0 and 1.
-fn random() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness all come at once, which is a load, too.
-    let _ = getrandom::fill(&mut bytes);
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+async fn post<T: DeserializeOwned>(
+    http: &Http,
+    shared: &Arc<Shared>,
+    route: &str,
+    body: &impl Serialize,
+) -> anyhow::Result<T> {
+    let answer = http.call(shared, Call::post(route, serde_json::to_vec(body)?)).await?;
+    serde_json::from_slice(&answer.body).with_context(|| format!("the answer of {route}"))
 }
 
 /// This machine's architecture, as OCI spells it.
-fn arch() -> &'static str {
+pub(crate) fn arch() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
