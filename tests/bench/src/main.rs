@@ -7,17 +7,22 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what it is for")]
 
 mod fleet;
+mod hint;
 mod idle;
 mod mend;
 mod plan;
 mod poll;
+mod terminal;
 mod update;
 
 use std::{future::Future, process::ExitCode};
 
 use copal_e2e::{binary, engine};
 
-const WORDS: [&str; 8] = ["size", "plan", "poll", "idle", "mend", "update", "fleet", "fleet10k"];
+const WORDS: [&str; 10] =
+    ["size", "plan", "poll", "idle", "mend", "update", "hint", "terminal", "fleet", "fleet10k"];
+/// What a row says whose measurement could not be made.
+const MISSING: &str = "not measured";
 
 /// A row of the table.
 pub(crate) struct Row {
@@ -29,6 +34,11 @@ pub(crate) struct Row {
 
 pub(crate) fn row(what: impl Into<String>, value: impl Into<String>) -> Row {
     Row { what: what.into(), value: value.into(), goal: String::new(), peer: String::new() }
+}
+
+/// A row whose measurement could not be made, and why.
+pub(crate) fn missing(what: impl Into<String>, why: impl Into<String>) -> Row {
+    row(what, MISSING).goal(why)
 }
 
 impl Row {
@@ -101,11 +111,11 @@ async fn measure(what: &str, rows: impl Future<Output = Vec<Row>> + Send + 'stat
     match tokio::spawn(rows).await {
         Ok(rows) => {
             rows.iter().for_each(Row::print);
-            true
+            rows.iter().all(|row| row.value != MISSING)
         }
         // The panic said why, to stderr.
         Err(_) => {
-            row(what, "not measured").print();
+            row(what, MISSING).print();
             false
         }
     }
@@ -131,6 +141,8 @@ async fn main() -> ExitCode {
     all &= measure("idle", idle::rows()).await;
     all &= measure("mend", mend::rows()).await;
     all &= measure("update", update::rows()).await;
+    all &= measure("hint", hint::rows()).await;
+    all &= measure("terminal", terminal::rows()).await;
     all &= measure("fleet", fleet::rows(devices().unwrap_or(2_000))).await;
     all &= measure("fleet10k", fleet::rows(10_000)).await;
     if all { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -91,10 +91,10 @@ async fn settled(world: &World, not: &str) -> Vec<Value> {
 }
 
 /// What the engine told.
-struct Events(Vec<Value>);
+pub(crate) struct Events(Vec<Value>);
 
 impl Events {
-    fn between(since: Duration, until: Duration) -> Self {
+    pub(crate) fn between(since: Duration, until: Duration) -> Self {
         let stamp = |at: Duration| format!("{}.{:09}", at.as_secs(), at.subsec_nanos());
         let (since, until) = (stamp(since), stamp(until));
         let told =
@@ -108,11 +108,12 @@ impl Events {
         Some(event["timeNano"].as_u64()? as f64 / 1e9)
     }
 
-    fn last(&self, action: &str, which: impl Fn(&Value) -> bool) -> f64 {
+    pub(crate) fn last(&self, action: &str, which: impl Fn(&Value) -> bool) -> f64 {
         self.find(action, which).unwrap_or_else(|| panic!("the engine told of no {action}: {:?}", self.0))
     }
 }
 
-fn now() -> Duration {
+/// Since 1970.
+pub(crate) fn now() -> Duration {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap()
 }
