@@ -69,9 +69,31 @@ pub enum SessionsCommand {
         #[arg(long, short)]
         out: Option<PathBuf>,
     },
-    /// End a terminal at once, whoever opened it
+    /// End a terminal at once, whoever opened it; or all of a device, of the fleet, or of the server
     Kill {
         /// The session's id
-        session: String,
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        session: Option<String>,
+        /// Every one of the fleet
+        #[arg(long)]
+        all: bool,
+        /// With --all, only those on this device: id, beginning of it, or name
+        #[arg(long, requires = "all")]
+        device: Option<String>,
+        /// With --all, of the whole server, for its admins
+        #[arg(long, requires = "all", conflicts_with = "device")]
+        server: bool,
+    },
+    /// Open no new terminals on the fleet until `on`, whatever its root allows; those that are open go on
+    Off {
+        /// On the whole server, for its admins
+        #[arg(long)]
+        server: bool,
+    },
+    /// No longer hold terminals back; whether any opens is up to the fleet's root and the device
+    On {
+        /// On the whole server, for its admins
+        #[arg(long)]
+        server: bool,
     },
 }

@@ -157,7 +157,11 @@ impl Asked {
             ctx.out.result(set, || shown_network(set));
             return Ok(());
         }
-        ctx.out.result(command, || format!("{}: {state} ({})", self.what(), short(&text(command, "id"))));
+        ctx.out.result(command, || {
+            let said = Some(text(command, "message")).filter(|said| !said.is_empty());
+            let said = said.map_or_else(String::new, |said| format!(": {said}"));
+            format!("{}: {state} ({}){said}", self.what(), short(&text(command, "id")))
+        });
         if command["ended"] != true {
             ctx.out.remark(format!("see what comes of it: copal device commands {}", self.name));
         }

@@ -187,7 +187,12 @@ pub(super) async fn sessions(ctx: &Context, command: SessionsCommand) -> Result<
             ctx.out.result(&found, || about(&found));
             Ok(())
         }
-        SessionsCommand::Kill { session } => {
+        SessionsCommand::Kill { session: None, device, server, .. } => {
+            kill_all(ctx, &api, device.as_deref(), server).await
+        }
+        SessionsCommand::Off { server } => hold(ctx, &api, server, true).await,
+        SessionsCommand::On { server } => hold(ctx, &api, server, false).await,
+        SessionsCommand::Kill { session: Some(session), .. } => {
             let (what, path, _) = find(ctx, &api, "end", &session).await?;
             let ended = api.call(&what, Method::DELETE, &path, None).await?;
             if ended["ended_at"].is_null() {
@@ -225,6 +230,65 @@ pub(super) async fn sessions(ctx: &Context, command: SessionsCommand) -> Result<
                 .map_err(|e| Failure::local(format!("replay session {session}"), e))
         }
     }
+}
+
+/// Ends all there are: of a device, of the fleet, or of the server.
+async fn kill_all(ctx: &Context, api: &Api, device: Option<&str>, server: bool) -> Result<()> {
+    let (path, of) = match device {
+        _ if server => ("/sessions".to_owned(), "the server".to_owned()),
+        Some(word) => {
+            let device = ctx.device(api, word).await?;
+            let (fleet, id) = (text(&device, "fleet"), text(&device, "device_id"));
+            (format!("/fleets/{}/sessions?device={}", seg(&fleet), seg(&id)), format!("device {word}"))
+        }
+        None => {
+            let slug = ctx.fleet(api, None).await?.slug;
+            (format!("/fleets/{}/sessions", seg(&slug)), format!("fleet {slug}"))
+        }
+    };
+    let what = format!("end all terminals of {of}");
+    let killed = api.call(&what, Method::DELETE, &path, None).await?;
+    let count = |field: &str| killed[field].as_array().map_or(0, Vec::len);
+    if count("left") > 0 {
+        let why = format!("{} were told to end and have not yet; {} ended", count("left"), count("ended"));
+        return Err(Failure::new(Kind::Timeout, "not_ended", what, why).next("copal sessions list --live"));
+    }
+    ctx.out.result(&killed, || match count("ended") {
+        0 => format!("no terminal is open on {of}"),
+        1 => format!("1 terminal of {of} is ended"),
+        n => format!("{n} terminals of {of} are ended"),
+    });
+    Ok(())
+}
+
+/// Holds new terminals back, or no longer.
+async fn hold(ctx: &Context, api: &Api, server: bool, stopped: bool) -> Result<()> {
+    let (path, of) = if server {
+        ("/terminals".to_owned(), "the server".to_owned())
+    } else {
+        let slug = ctx.fleet(api, None).await?.slug;
+        (format!("/fleets/{}/terminals", seg(&slug)), format!("fleet {slug}"))
+    };
+    let what = format!("{} terminals on {of}", if stopped { "hold back" } else { "no longer hold back" });
+    let now = api.call(&what, Method::PUT, &path, Some(&json!({ "stopped": stopped }))).await?;
+    ctx.out.result(&now, || {
+        let by = now["by"].as_array().into_iter().flatten();
+        let lines = by.map(|b| {
+            let why = Some(text(b, "why")).filter(|why| !why.is_empty());
+            let why = why.map_or_else(String::new, |why| format!(": {why}"));
+            format!(
+                "no new terminal opens on {of}: stopped for the {} by {}{why}",
+                text(b, "on"),
+                text(b, "who")
+            )
+        });
+        let lines = lines.collect::<Vec<_>>().join("\n");
+        if lines.is_empty() { format!("terminals on {of} are up to the root and the device") } else { lines }
+    });
+    if stopped {
+        ctx.out.remark("those that are open go on: copal sessions kill --all");
+    }
+    Ok(())
 }
 
 async fn list(ctx: &Context, api: &Api, device: Option<&str>, live: bool, limit: usize) -> Result<()> {

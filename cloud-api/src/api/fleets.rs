@@ -246,6 +246,7 @@ pub(crate) async fn delete(
     }
     // Tokens name their fleet without a foreign key: one that opens only this fleet must not come to open all.
     sqlx::query("DELETE FROM tokens WHERE fleet_id = $1").bind(&id).execute(&mut *tx).await?;
+    sqlx::query("DELETE FROM terminal_brakes WHERE fleet_id = $1").bind(&id).execute(&mut *tx).await?;
     sqlx::query("DELETE FROM fleets WHERE fleet_id = $1").bind(&id).execute(&mut *tx).await?;
     let detail = serde_json::json!({"fleet_id": id, "devices": devices});
     audit::record(&mut tx, &caller, "fleet.delete", &format!("fleet:{slug}"), detail).await?;

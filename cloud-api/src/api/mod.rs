@@ -33,6 +33,7 @@ pub mod setup;
 pub mod support_bundle;
 pub mod telemetry;
 pub mod terminal;
+pub mod terminal_brake;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
@@ -66,6 +67,7 @@ pub fn router() -> OpenApiRouter<App> {
         .merge(telemetry::router())
         .merge(logs::router())
         .merge(terminal::router())
+        .merge(terminal_brake::router())
         .merge(fleet_commands::router())
         .merge(device_health::router())
         .merge(support_bundle::router())

@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     app::{self, App},
+    audit,
     auth::{Act, Caller},
     devices::rows::DeviceRow,
     error::{Problem, Result},
@@ -266,6 +267,11 @@ pub(crate) async fn live(
 ) -> Result<Response> {
     let row = of(&app, &caller, &slug, &id).await?;
     let place = Place::take()?;
+    // It makes the device work, and tells its owner's doings as they happen: whoever watches is on record.
+    let mut tx = app.db.write().await?;
+    audit::record(&mut tx, &caller, "metrics.watch", &format!("device:{id}"), serde_json::Value::Null)
+        .await?;
+    tx.commit().await?;
     let heard = live::watch(&app, row.id()?).await?;
     let watcher = Watcher { app, heard, until: Instant::now() + LIFETIME, over: false, _place: place };
     Ok(streamed(stream::unfold(watcher, |mut watcher| async move {

@@ -7,7 +7,7 @@ use copal_protocol::{
 use serde_json::json;
 
 use super::{
-    MOST,
+    MOST, brake,
     rows::{self, New, SessionRow},
     session, tell,
 };
@@ -46,7 +46,7 @@ pub(super) fn needs(target: &TerminalTarget) -> Act {
 /// Writes a session down that may begin.
 ///
 /// # Errors
-/// `role_insufficient`, `reason_missing`, `reason_invalid`, `size_invalid`, `bound_invalid`, `terminal_off`, `device_not_accepted`, `clone_suspected`,
+/// `role_insufficient`, `reason_missing`, `reason_invalid`, `size_invalid`, `bound_invalid`, `terminal_off`, `terminal_stopped`, `device_not_accepted`, `clone_suspected`,
 /// `device_away`, `too_many_sessions`.
 pub(crate) async fn make(
     app: &App,
@@ -94,6 +94,7 @@ pub(crate) async fn make(
         );
     }
     let mut tx = app.db.write().await?;
+    brake::check(&mut tx, fleet).await?;
     // Read within the write, so that a device revoked meanwhile is not asked.
     let row = by_id_in(&mut tx, device).await?.ok_or_else(|| Problem::not_found("such device"))?;
     if let Err(refused) = memory::refuse_unless_accepted(row.device_state()?) {

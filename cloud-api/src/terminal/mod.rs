@@ -7,6 +7,7 @@
 //! | file | what it does |
 //! |---|---|
 //! | `make` | asking for one: judged, written down, audited |
+//! | `brake` | no new ones for now; all of them ended |
 //! | `session` | one session, from its WebSocket to its end |
 //! | `recording` | what is kept of it |
 //! | `keep` | what ended with the cloud; what is too old |
@@ -15,6 +16,7 @@
 //! A session's life: a person asks, and says why (`opening`) → the same person comes with a WebSocket within 30 s → the device opens it
 //! (`open`) → it ends by the shell, by either side's bounds, by a kill, or because who opened it may no longer (looked at every 2 s).
 
+pub(crate) mod brake;
 mod keep;
 mod make;
 mod recording;

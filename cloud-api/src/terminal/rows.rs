@@ -1,6 +1,10 @@
 //! Sessions in the database.
 
-use copal_protocol::{channel::Closed, documents::TerminalTarget};
+use copal_protocol::{
+    channel::Closed,
+    documents::TerminalTarget,
+    ids::{DeviceId, FleetId},
+};
 
 use crate::{
     app::App,
@@ -129,6 +133,30 @@ pub(crate) async fn list(
         .bind(limit)
         .fetch_all(app.db.read())
         .await?)
+}
+
+/// Sessions that have not ended, each with its fleet: of a device, of a fleet, or all.
+pub(super) async fn live(
+    app: &App,
+    fleet: Option<FleetId>,
+    device: Option<DeviceId>,
+) -> Result<Vec<(String, SessionRow)>> {
+    #[derive(sqlx::FromRow)]
+    struct Live {
+        fleet: String,
+        #[sqlx(flatten)]
+        row: SessionRow,
+    }
+    let found: Vec<Live> = sqlx::query_as(
+        "SELECT d.fleet_id AS fleet, s.* FROM terminal_sessions s JOIN devices d ON d.device_id = s.device_id
+         WHERE s.ended_at IS NULL AND ($1 IS NULL OR d.fleet_id = $1) AND ($2 IS NULL OR s.device_id = $2)
+         ORDER BY s.number LIMIT 10000",
+    )
+    .bind(fleet.map(|id| id.to_string()))
+    .bind(device.map(|id| id.to_string()))
+    .fetch_all(app.db.read())
+    .await?;
+    Ok(found.into_iter().map(|live| (live.fleet, live.row)).collect())
 }
 
 /// The device opened it; `false` where it has ended meanwhile.

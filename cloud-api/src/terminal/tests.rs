@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use copal_protocol::documents::TerminalMode;
+use serde_json::json;
+
 use super::{expire, reconcile, recording_path};
 use crate::{
     app,
@@ -83,4 +86,55 @@ async fn what_was_open_when_the_cloud_died_is_ended_with_what_was_recorded_and_b
     backup(&fleet.cloud.app.config.data, &file).await.unwrap();
     restore(&data, &file).await.unwrap();
     assert_eq!(fs::read_to_string(data.join(format!("recordings/{open}.cast"))).unwrap(), "half a line");
+}
+
+#[tokio::test]
+async fn a_brake_holds_its_fleet_or_all_and_allows_nothing() {
+    let mut fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let terminal = format!("/api/v1/fleets/porch/devices/{}/terminal", device.id);
+    let ask = async |fleet: &Fleet| {
+        fleet.post(&terminal, &fleet.token, &json!({"service": "web", "reason": "x"})).await
+    };
+    let set = async |fleet: &Fleet, route: &str, stopped: bool| {
+        fleet.ok("PUT", &format!("/api/v1{route}"), Some(json!({ "stopped": stopped }))).await
+    };
+    fleet.new_root(|root| root.policy.terminal = TerminalMode::Off).await;
+    // Off by the owner's word is off, whatever an admin says here.
+    let now = set(&fleet, "/fleets/porch/terminals", false).await;
+    assert_eq!(now["stopped"], false);
+    assert_eq!(ask(&fleet).await.code(), "terminal_off");
+    fleet.new_root(|root| root.policy.terminal = TerminalMode::Cloud).await;
+    assert_eq!(ask(&fleet).await.code(), "device_away", "Root allows it again");
+
+    for route in ["/fleets/porch/terminals", "/terminals"] {
+        let now = set(&fleet, route, true).await;
+        assert_eq!((&now["stopped"], now["by"].as_array().unwrap().len()), (&json!(true), 1), "{now}");
+        let refused = ask(&fleet).await;
+        assert_eq!((refused.status, &*refused.code()), (http::StatusCode::CONFLICT, "terminal_stopped"));
+        // Twice is once, in the log too.
+        set(&fleet, route, true).await;
+        let shown = fleet.ok("GET", "/api/v1/fleets/porch/terminals", None).await;
+        assert_eq!(shown["by"].as_array().unwrap().len(), 1, "{shown}");
+        set(&fleet, route, false).await;
+        assert_eq!(ask(&fleet).await.code(), "device_away");
+    }
+    // Another fleet's holds only that.
+    let other = json!({"slug": "orchard", "device_type": "generic", "arch": "amd64"});
+    fleet.ok("POST", "/api/v1/fleets", Some(other)).await;
+    set(&fleet, "/fleets/orchard/terminals", true).await;
+    assert_eq!(ask(&fleet).await.code(), "device_away");
+
+    // A brake ends nothing; a kill of all ends what nobody came for, too, and no other fleet's.
+    let open = session(&fleet, &device, 'a', None, "x").await;
+    let old = session(&fleet, &device, 'b', Some(app::now_i64()), "x").await;
+    let none = fleet.ok("DELETE", "/api/v1/fleets/orchard/sessions", None).await;
+    assert_eq!(none, json!({"ended": [], "left": []}));
+    let foreign = format!("/api/v1/fleets/orchard/sessions?device={}", device.id);
+    assert_eq!(fleet.call("DELETE", &foreign, None).await.code(), "not_found");
+    let killed = fleet.ok("DELETE", "/api/v1/fleets/porch/sessions", None).await;
+    assert_eq!(killed, json!({"ended": [open], "left": []}), "and not {old}");
+    let log = fleet.ok("GET", "/api/v1/audit?limit=500", None).await;
+    let count = |verb: &str| log["items"].as_array().unwrap().iter().filter(|e| e["verb"] == verb).count();
+    assert_eq!([count("terminal.stop"), count("terminal.let"), count("terminal.kill")], [3, 2, 1]);
 }

@@ -76,6 +76,7 @@ async fn a_token_of_one_fleet_opens_no_route_of_another() {
                 ("post", "uploads") => blob.as_str(),
                 ("post", "deploy" | "retry") if path.contains("/host-releases/") => r#"{"all":true}"#,
                 ("post", "terminal") => r#"{"service":"app","reason":"mine"}"#,
+                ("put", "terminals") => r#"{"stopped":true}"#,
                 ("post", "commands") => r#"{"verb":"check_update"}"#,
                 ("put", "{email}") => r#"{"role":"viewer"}"#,
                 ("post", "withdraw") => r#"{"reason":"mine"}"#,

@@ -6,3 +6,4 @@ mod members;
 mod openapi;
 mod people;
 mod requests;
+mod roles;

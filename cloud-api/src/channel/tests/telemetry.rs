@@ -41,3 +41,27 @@ async fn what_is_stored_is_said_at_once_and_again_with_every_welcome() {
     let (_line, welcome) = world.open(&device).await;
     assert_eq!(welcome.stored, None);
 }
+
+#[tokio::test]
+async fn watching_a_device_live_is_on_record_and_reading_what_is_stored_is_not() {
+    let fleet = crate::devices::testing::Fleet::new().await;
+    let device = fleet.device(1).await;
+    let rows = || async {
+        let log = fleet.ok("GET", "/api/v1/audit?limit=500", None).await;
+        let items = log["items"].as_array().unwrap().clone();
+        items.into_iter().filter(|e| e["object"] == format!("device:{}", device.id)).collect::<Vec<_>>()
+    };
+    let before = rows().await.len();
+    let at = format!("/api/v1/fleets/porch/devices/{}", device.id);
+    for route in ["events", "metrics", "health", "commands"] {
+        fleet.ok("GET", &format!("{at}/{route}"), None).await;
+    }
+    assert_eq!(rows().await.len(), before);
+    // Also where nothing comes of it.
+    let watched = fleet.call("GET", &format!("{at}/metrics/live"), None).await;
+    assert_eq!(watched.code(), "device_away");
+    let after = rows().await;
+    assert_eq!(after.len(), before + 1);
+    let watch = after.iter().find(|e| e["verb"] == "metrics.watch").unwrap();
+    assert_eq!(watch["who"].as_str().unwrap(), "token:test (anna@example.org)");
+}
