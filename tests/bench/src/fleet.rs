@@ -262,7 +262,7 @@ impl Bench {
                 format!("deploy to {devices}: all fetched and verified it"),
                 format!("{:.2} s", at(&verified, 1.0)),
             )
-            .goal("state, release, freshness, each its own TLS")
+            .goal("a TLS handshake, state, release, freshness")
             .peer(format!("{:.0} s (20 a second)", devices as f64 / 20.0)),
             row(
                 format!("from hint to verified, all {devices} at once: median, p95"),
