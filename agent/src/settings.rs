@@ -81,6 +81,9 @@ pub struct Places {
     /// The command that restarts the device, words parted by spaces; by default what the image says.
     #[arg(long, env = "COPAL_REBOOT_COMMAND", default_value = "", global = true, hide = true)]
     pub reboot_command: String,
+    /// Where the kernel shows lights.
+    #[arg(long, env = "COPAL_LEDS", default_value = crate::orders::LEDS, global = true, hide = true)]
+    pub leds: PathBuf,
 }
 
 impl Places {

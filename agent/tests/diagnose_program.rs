@@ -72,6 +72,7 @@ impl Scene {
             log_bytes: 32 << 20,
             check_every: 0,
             reboot_command: "false".to_owned(),
+            leds: "/nowhere".into(),
         }
     }
 

@@ -104,15 +104,16 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let checks = diagnostics::Deps::new(places.clone(), rooms.clock.clone(), engine.clone(), link, true);
     let checks = Arc::new(checks.telling(notes.clone(), &health.known()));
     let (log_streams, collect_logs) = service_logs(&rooms, places, engine.clone());
-    let hands = RealHands::new(
-        asking,
-        pause.clone(),
-        Checker { nudges: nudges.clone(), checked },
-        rooms.reboot_command(places),
-        checks.clone(),
-        health.clone(),
-        network.clone(),
-    );
+    let hands = RealHands {
+        asks: asking,
+        pause: pause.clone(),
+        updates: Checker { nudges: nudges.clone(), checked },
+        reboot: rooms.reboot_command(places),
+        leds: places.leds.clone(),
+        checks: checks.clone(),
+        health: health.clone(),
+        network: network.clone(),
+    };
     let bundles = Arc::new(Bundles::new(checks.clone(), rooms.state.clone()));
     let terminals = Arc::new(Terminals::new(terminal::Deps {
         doors: Box::new(terminal::doors::OwnDoors {

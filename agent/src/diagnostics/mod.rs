@@ -342,6 +342,7 @@ pub(crate) mod tests {
             log_bytes: 32 << 20,
             check_every: 0,
             reboot_command: "false".to_owned(),
+            leds: "/nowhere".into(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Where the kernel shows lights.
-pub(super) const LEDS: &str = "/sys/class/leds";
+pub const LEDS: &str = "/sys/class/leds";
 /// Time on, and time off.
 const HALF: Duration = Duration::from_millis(250);
 /// Lights that are meant to be seen, the best first; else the first by name.

@@ -57,20 +57,6 @@ pub struct RealHands {
 }
 
 impl RealHands {
-    /// Hands over this kernel's lights.
-    #[must_use]
-    pub fn new(
-        asks: mpsc::Sender<Asked>,
-        pause: Arc<Pause>,
-        updates: Checker,
-        reboot: Vec<String>,
-        checks: Arc<diagnostics::Deps>,
-        health: Arc<Health>,
-        network: Arc<Network>,
-    ) -> Self {
-        Self { asks, pause, updates, reboot, leds: PathBuf::from(blink::LEDS), checks, health, network }
-    }
-
     fn ask(&self, what: Ask) -> BoxFuture<'static, Result<String, Reason>> {
         let asks = self.asks.clone();
         Box::pin(async move {

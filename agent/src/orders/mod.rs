@@ -23,6 +23,7 @@ use copal_protocol::channel::Command;
 use tokio::time::Instant;
 
 pub use acks::Acks;
+pub use blink::LEDS;
 pub use desk::{Deps, run};
 pub use hands::{Hands, RealHands};
 

@@ -9,7 +9,7 @@ use std::{
     fs,
     io::{self, Write as _},
     os::{fd::OwnedFd, unix::ffi::OsStrExt as _, unix::process::CommandExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -58,6 +58,11 @@ fn in_a_unit() -> bool {
     Path::new(SYSTEMD).exists() && Path::new(RUN).exists() && nix::unistd::Uid::effective().is_root()
 }
 
+/// Of whoever the agent runs as. A service of systemd has no HOME by itself, nor has a unit that it starts.
+fn home() -> PathBuf {
+    std::env::home_dir().unwrap_or_else(|| "/".into())
+}
+
 /// What the terminal's first process becomes.
 fn command(record: &Record) -> Vec<String> {
     let mark = format!("{MARK}={}", record.session_id);
@@ -67,6 +72,7 @@ fn command(record: &Record) -> Vec<String> {
         words.push(format!("--unit={}", unit(record)));
         words.extend([
             "--setenv=TERM=xterm-256color".to_owned(),
+            format!("--setenv=HOME={}", home().display()),
             format!("--setenv={mark}"),
             "--".to_owned(),
         ]);
@@ -86,7 +92,6 @@ fn open_with(program: &Path, record: &mut Record, cols: u16, rows: u16) -> io::R
     unlockpt(&master)?;
     let name = ptsname(&master, Vec::new())?;
     tcsetwinsize(&master, window(cols, rows))?;
-    let home = std::env::var_os("HOME").unwrap_or_else(|| "/".into());
     let child = Command::new(program)
         .arg(CHILD)
         .arg(OsStr::from_bytes(name.to_bytes()))
@@ -94,7 +99,7 @@ fn open_with(program: &Path, record: &mut Record, cols: u16, rows: u16) -> io::R
         .env_clear()
         .env("TERM", "xterm-256color")
         .env("PATH", PATH)
-        .env("HOME", home)
+        .env("HOME", home())
         .env(MARK, record.session_id.to_string())
         .current_dir("/")
         .stdin(Stdio::null())

@@ -24,6 +24,8 @@ pub struct Device {
     /// More of the environment of its commands.
     pub env: Vec<(String, String)>,
     netns: Option<String>,
+    /// What its agent takes for the kernel's id of the boot.
+    boot_id: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -36,8 +38,16 @@ impl Device {
             docker_host: None,
             env: Vec::new(),
             netns: None,
+            boot_id: None,
             child: None,
         }
+    }
+
+    /// The same, whose agent sees the content of this file as the kernel's id of the boot, as it stands when the agent starts.
+    #[must_use]
+    pub fn booting_as(mut self, boot_id: PathBuf) -> Self {
+        self.boot_id = Some(boot_id);
+        self
     }
 
     /// The same, beside an engine of its own.
@@ -97,9 +107,16 @@ impl Device {
 
     /// A subcommand with this device's folders.
     pub fn command(&self, word: &str) -> Command {
-        let mut command = match &self.netns {
-            None => Command::new(binary("copal-agent")),
-            Some(netns) => {
+        let mut command = match (&self.netns, &self.boot_id) {
+            (None, None) => Command::new(binary("copal-agent")),
+            (None, Some(boot_id)) => {
+                // Of this process alone: the kernel's own id never changes.
+                let script = r#"mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@""#;
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", script, path(boot_id)]).arg(binary("copal-agent"));
+                command
+            }
+            (Some(netns), _) => {
                 let mut command = Command::new("nsenter");
                 command.arg(format!("--net=/run/netns/{netns}")).arg(binary("copal-agent"));
                 command

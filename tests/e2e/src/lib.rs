@@ -14,6 +14,7 @@ pub mod owner;
 pub mod proxy;
 pub mod pty;
 pub mod repo;
+pub mod terminal;
 pub mod wire;
 pub mod world;
 

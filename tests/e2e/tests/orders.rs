@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use copal_e2e::{device::Device, eventually, proxy::Proxy, world::World};
+use copal_e2e::{device::Device, eventually, proxy::Proxy, text, world::World};
 use serde_json::{Value, json};
 
 /// A command that restarts nothing, and writes down that it was run; then it runs `then`.
@@ -205,6 +205,65 @@ async fn forged_foreign_and_renamed_actions_are_refused_and_nothing_is_done() {
     assert_eq!(lines(&runs), 0, "nothing was done");
     let log = world.devices[0].log();
     assert_eq!(log.matches("told to").count(), 1, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_that_comes_about_is_done_in_the_next_boot_and_a_light_blinks_where_there_is_one() {
+    let mut world = World::new(0).await;
+    let device = Device::new();
+    let (boot, leds) = (device.dir.path().join("boot_id"), device.dir.path().join("leds"));
+    std::fs::write(&boot, "11111111-1111-4111-8111-111111111111\n").unwrap();
+    let (script, runs) = reboot_command(&device, "kill -9 $PPID");
+    let device = device
+        .booting_as(boot.clone())
+        .with_env("COPAL_LEDS", leds.to_str().unwrap())
+        .with_env("COPAL_REBOOT_COMMAND", script.to_str().unwrap());
+    world.join_as(device, None).await;
+    let name = world.devices[0].prefix.clone();
+    eventually("the channel is up", 60, || async {
+        let up = world.devices[0].log().contains("the channel is up");
+        up.then_some(()).ok_or_else(|| "not yet".to_owned())
+    })
+    .await;
+
+    let blink = ["device", "blink", &name, "--for", "1s", "--json"];
+    let output = world.owner.run(&blink, "").await;
+    assert!(!output.status.success() && text(&output).contains("no_led"), "{}", text(&output));
+    let led = leds.join("green:status");
+    std::fs::create_dir_all(&led).unwrap();
+    for (file, content) in
+        [("trigger", "none [timer] mmc0\n"), ("brightness", "1\n"), ("max_brightness", "1\n")]
+    {
+        std::fs::write(led.join(file), content).unwrap();
+    }
+    let blinked = world.owner.ok(&blink[..5]).await;
+    assert!(blinked.contains("green:status blinked for 1 s"), "{blinked}");
+    assert_eq!(std::fs::read_to_string(led.join("trigger")).unwrap(), "timer", "and is left as it was");
+
+    // The machine goes down as the agent told it to, and comes up again as another boot.
+    let asked = world.owner.json(&["device", "reboot", &name, "--ttl", "10m", "--no-wait", "--yes"]).await;
+    while world.devices[0].is_running() || lines(&runs) == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    std::fs::write(&boot, "22222222-2222-4222-8222-222222222222\n").unwrap();
+    world.devices[0].start();
+    let ended = world.ended(&asked).await;
+    assert_eq!(
+        (&ended["state"], &ended["message"]),
+        (&json!("done"), &json!("the device restarted")),
+        "{ended}"
+    );
+    // Nor a boot later is it done or told again.
+    world.devices[0].kill().await;
+    std::fs::write(&boot, "33333333-3333-4333-8333-333333333333\n").unwrap();
+    world.devices[0].start();
+    let check = world.owner.ok(&["device", "check", &name, "--ttl", "5m"]).await;
+    assert!(check.contains("nothing assigned"), "{check}");
+    assert_eq!(lines(&runs), 1, "done once");
+    let list = world.cloud.get(&format!("/devices/{}/events", asked["device_id"].as_str().unwrap())).await;
+    let events = list["items"].as_array().unwrap();
+    let told = events.iter().filter(|e| e["kind"] == "command" && e["data"]["command"] == asked["id"]);
+    assert_eq!(told.count(), 1, "told once: {list}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

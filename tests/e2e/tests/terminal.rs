@@ -4,48 +4,21 @@
 use std::{collections::BTreeMap, fs, process::Command};
 
 use copal_e2e::{
-    binary, engine, eventually, http,
+    engine, eventually, http,
     pty::Pty,
     repo::{STAY, Services},
+    terminal::{SHORT, Web, attach, copal, grant, newest, opening, operator_key, signed, world_with},
     text,
     world::World,
 };
 use copal_protocol::{
     asciicast,
-    documents::{SPEC, TerminalGrant, TerminalOffer},
-    envelope::Envelope,
+    documents::TerminalGrant,
     ids::DeviceId,
     keys::SigningKey,
-    terminal::{self, Line, RecordKind, Records, record},
+    terminal::{RecordKind, record},
 };
-use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
-
-const SHORT: &str = "labels: {io.copal.update.healthy-after: 1s}\nstop_grace_period: 1s";
-
-/// A device that runs a service with a shell, and one whose image has none.
-async fn world_with(more: &[&str]) -> (World, String) {
-    let world = World::with_fleet(1, more).await;
-    Services { services: &[("app", STAY, SHORT), ("bare", STAY, SHORT)] }.write_to(&world.repo);
-    let dockerfile = "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"/bin\"]\nCOPY run.sh /run.sh\n\
-                      CMD [\"/bin/busybox\", \"sh\", \"/run.sh\"]\n";
-    world.repo.write("app/Dockerfile", dockerfile);
-    world.push_and_settle("works").await;
-    let name = world.devices[0].prefix.clone();
-    (world, name)
-}
-
-/// `copal` of this owner, to be run in a terminal.
-fn copal(world: &World, args: &[&str]) -> Command {
-    let mut command = Command::new(binary("copal"));
-    command
-        .args(args)
-        .env("COPAL_HOME", world.owner.home.path())
-        .env_remove("COPAL_TOKEN")
-        .env_remove("COPAL_URL");
-    command
-}
 
 async fn refused(world: &World, args: &[&str]) -> Value {
     let args: Vec<&str> = args.iter().copied().chain(["--json"]).collect();
@@ -54,10 +27,6 @@ async fn refused(world: &World, args: &[&str]) -> Value {
     let error = String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default().to_owned();
     let error: Value = serde_json::from_str(&error).unwrap_or_else(|e| panic!("{e}: {}", text(&output)));
     error["error"].clone()
-}
-
-async fn newest(world: &World) -> Value {
-    world.cloud.get("/fleets/porch/sessions?limit=1").await["items"][0].clone()
 }
 
 /// Commands that run in a service's container, as the engine sees them.
@@ -151,7 +120,7 @@ async fn ten_megabytes_of_any_bytes_come_through_and_the_recording_has_them_all(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_by_either_side_ends_it_with_all_it_began_and_idleness_does() {
+async fn a_kill_by_either_side_ends_it_with_all_it_began_and_so_do_its_bounds() {
     let (world, name) = world_with(&[]).await;
     let begin = |reason: &'static str, more: &'static [&'static str]| {
         let mut args = vec!["shell", &name, "app", "--reason", reason];
@@ -201,6 +170,38 @@ async fn a_kill_by_either_side_ends_it_with_all_it_began_and_idleness_does() {
     pty.types("while :; do echo still; sleep 1; done\r");
     assert_eq!(pty.ends().await, (Some(1), true), "{}", pty.shown());
     assert!(pty.shown().contains("idle"), "{}", pty.shown());
+    let mut pty = begin("long", &["--max", "2s"]);
+    pty.shows("# ").await;
+    pty.types("sleep 631\r");
+    assert_eq!(pty.ends().await, (Some(1), true), "{}", pty.shown());
+    assert!(pty.shown().contains("time_over"), "{}", pty.shown());
+    assert_eq!(newest(&world).await["code"], "time_over");
+    let list = processes(&world, "app").await;
+    assert!(!list.contains("sleep 631"), "{list}");
+
+    // All of a fleet, of a device, of the server; and none opens while they are held back.
+    for words in [&["--all"][..], &["--all", "--device", &name], &["--all", "--server"]] {
+        let mut pair = [begin("of many", &[]), begin("of many", &[])];
+        for pty in &pair {
+            pty.shows("# ").await;
+        }
+        let killed = world.owner.json(&[&["sessions", "kill"], words].concat()).await;
+        assert_eq!(killed["ended"].as_array().unwrap().len(), 2, "{killed}");
+        for pty in &mut pair {
+            assert_eq!(pty.ends().await, (Some(1), true), "{}", pty.shown());
+            assert!(pty.shown().contains("killed"), "{}", pty.shown());
+        }
+    }
+    for server in [&[][..], &["--server"]] {
+        world.owner.ok(&[&["sessions", "off", "--why", "a laptop is gone"], server].concat()).await;
+        let error = refused(&world, &["shell", &name, "app", "--reason", "x"]).await;
+        assert_eq!(error["code"], "terminal_stopped", "{error}");
+        assert!(error["why"].to_string().contains("a laptop is gone"), "{error}");
+        world.owner.ok(&[&["sessions", "on"], server].concat()).await;
+    }
+    let audit = world.owner.ok(&["audit", "list", "--json", "--limit", "200"]).await;
+    let verbs = ["terminal.kill", "terminal.stop", "terminal.let"].map(|verb| audit.matches(verb).count());
+    assert_eq!(verbs, [7, 2, 2], "{audit}");
 
     // The agent's death ends it here, and its next start ends what was left there.
     let mut world = world;
@@ -386,19 +387,6 @@ async fn the_policy_file_of_the_device_opens_the_device_itself_and_shuts_everyth
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
 }
 
-/// The operator's key, out of the file the CLI made.
-fn operator_key(world: &World) -> SigningKey {
-    use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-    for file in fs::read_dir(world.owner.home.path().join("keys/owner")).unwrap().flatten() {
-        let text = fs::read_to_string(file.path()).unwrap_or_default();
-        if text.contains("role: operator") {
-            let seed = text.split("\n\n").nth(1).unwrap().lines().next().unwrap();
-            return SigningKey::from_seed(&BASE64.decode(seed).unwrap().try_into().unwrap());
-        }
-    }
-    panic!("no operator key");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn under_a_grant_the_owner_opens_it_and_the_cloud_sees_nothing() {
     let world = World::with_fleet(1, &[]).await;
@@ -435,57 +423,57 @@ async fn under_a_grant_the_owner_opens_it_and_the_cloud_sees_nothing() {
     // A hand-made client, with grants of its own making.
     let device = world.device(0).await.unwrap()["device_id"].as_str().unwrap().to_owned();
     let operator = operator_key(&world);
-    let good = |offer: &TerminalOffer, operator_key: String| TerminalGrant {
-        spec: SPEC,
-        fleet_id: offer.fleet_id,
-        device_id: offer.device_id,
-        session_id: offer.session_id,
-        target: offer.target.clone(),
-        challenge: offer.challenge,
-        device_key: offer.device_key.clone(),
-        operator_key,
-        operator: "anna".to_owned(),
-        reason: "by hand".to_owned(),
-        max_s: 60,
-        max_bytes: 1 << 20,
-        issued_at: 1,
-        ext: None,
-    };
-    let sign = |grant: &TerminalGrant, key: &SigningKey| {
-        record(RecordKind::Grant, &Envelope::sign(grant, &[key]).unwrap().to_bytes())
-    };
     let open = || opening(&world, &device);
     let (mut web, offer, mut line, key) = open().await;
-    let used = good(&offer, key);
-    web.say(&sign(&used, &operator)).await;
+    let used = grant(&offer, key);
+    web.say(&signed(&used, &operator)).await;
     web.say(&line.says.seal(b"echo by-$((1+2))-hand; exit 5\r")).await;
     let (closed, shown) = web.until_closed(&mut line).await;
     assert_eq!((&closed["code"], &closed["exit_code"]), (&json!("ended"), &json!(5)), "{closed}");
     assert!(shown.contains("by-3-hand"), "{shown}");
 
+    // It lasts as long and carries as much as was signed, whatever the cloud asked for.
+    for (max_s, max_bytes, typed, code) in [
+        (2, 1 << 20, "sleep 632\r", "time_over"),
+        (60, 20_000, "cat /bin/busybox\r", "bytes_over"),
+        (60, 20_000, "stty -echo; cat > /dev/null\r", "bytes_over"),
+    ] {
+        let (mut web, offer, mut line, key) = open().await;
+        let short = TerminalGrant { max_s, max_bytes, ..grant(&offer, key) };
+        web.say(&signed(&short, &operator)).await;
+        web.say(&line.says.seal(typed.as_bytes())).await;
+        if typed.contains("/dev/null") {
+            for _ in 0..2 {
+                web.say(&line.says.seal(&[b'x'; 10_000])).await;
+            }
+        }
+        let (closed, _) = web.until_closed(&mut line).await;
+        assert_eq!(closed["code"], code, "{typed}: {closed}");
+    }
+
     let stranger = SigningKey::from_seed(&[7; 32]);
     for case in ["forged", "replayed", "renamed", "foreign", "challenge", "target", "long", "clear", "none"] {
         let (mut web, offer, mut line, key) = open().await;
-        let grant = good(&offer, key);
+        let good = grant(&offer, key);
         let (said, code) = match case {
-            "forged" => (sign(&grant, &stranger), "E_SIG_UNKNOWN_KEY"),
-            "replayed" => (sign(&used, &operator), "E_GRANT_SESSION"),
+            "forged" => (signed(&good, &stranger), "E_SIG_UNKNOWN_KEY"),
+            "replayed" => (signed(&used, &operator), "E_GRANT_SESSION"),
             "renamed" => {
                 let renamed = TerminalGrant { session_id: offer.session_id, ..used.clone() };
-                (sign(&renamed, &operator), "E_GRANT_CHALLENGE")
+                (signed(&renamed, &operator), "E_GRANT_CHALLENGE")
             }
             "foreign" => {
-                let foreign = TerminalGrant { device_id: DeviceId::from_bytes([1; 16]), ..grant };
-                (sign(&foreign, &operator), "E_DEVICE_MISMATCH")
+                let foreign = TerminalGrant { device_id: DeviceId::from_bytes([1; 16]), ..good };
+                (signed(&foreign, &operator), "E_DEVICE_MISMATCH")
             }
             "challenge" => {
-                (sign(&TerminalGrant { challenge: used.challenge, ..grant }, &operator), "E_GRANT_CHALLENGE")
+                (signed(&TerminalGrant { challenge: used.challenge, ..good }, &operator), "E_GRANT_CHALLENGE")
             }
             "target" => {
                 let target = copal_protocol::documents::TerminalTarget::Host;
-                (sign(&TerminalGrant { target, ..grant }, &operator), "E_GRANT_TARGET")
+                (signed(&TerminalGrant { target, ..good }, &operator), "E_GRANT_TARGET")
             }
-            "long" => (sign(&TerminalGrant { max_s: 901, ..grant }, &operator), "E_PAYLOAD"),
+            "long" => (signed(&TerminalGrant { max_s: 901, ..good }, &operator), "E_PAYLOAD"),
             "clear" => (b"id\r".to_vec(), "line_broken"),
             _ => (line.says.seal(b"id\r"), "line_broken"),
         };
@@ -495,7 +483,7 @@ async fn under_a_grant_the_owner_opens_it_and_the_cloud_sees_nothing() {
     }
     // What was granted is typed by the operator alone: what the server adds ends it.
     let (mut web, offer, mut line, key) = open().await;
-    web.say(&sign(&good(&offer, key), &operator)).await;
+    web.say(&signed(&grant(&offer, key), &operator)).await;
     web.say(&line.says.seal(b"echo one-$((1+1))\r")).await;
     web.say(&record(RecordKind::Sealed, &[0; 32])).await;
     let (closed, _) = web.until_closed(&mut line).await;
@@ -504,111 +492,4 @@ async fn under_a_grant_the_owner_opens_it_and_the_cloud_sees_nothing() {
     world.owner.ok(&["root", "policy", "--terminal", "off", "--fleet", "porch", "--yes"]).await;
     let error = refused(&world, &["shell", &name, "app", "--reason", "x"]).await;
     assert_eq!(error["code"], "terminal_off", "{error}");
-}
-
-/// Asks for a terminal in `app` by hand: the device's offer, and this end of the line with its key.
-async fn opening(world: &World, device: &str) -> (Web, TerminalOffer, Line, String) {
-    let body = json!({"service": "app", "reason": "by hand"});
-    let session = world.cloud.call("POST", &format!("/fleets/porch/devices/{device}/terminal"), body).await;
-    let headers = BTreeMap::from([("authorization", format!("Bearer {}", world.cloud.token))]);
-    let mut web = Web(attach(world, session["path"].as_str().unwrap(), headers).await.unwrap());
-    assert_eq!(web.text().await["t"], "opened");
-    let mut records = Records::default();
-    let offer = loop {
-        if let Some((RecordKind::Offer, body)) = records.whole().unwrap() {
-            break body;
-        }
-        records.push(&web.bytes().await);
-    };
-    let envelope = Envelope::parse::<TerminalOffer>(&offer).unwrap();
-    let offer: TerminalOffer = serde_json::from_slice(envelope.payload()).unwrap();
-    let (key, line) = terminal::answer(&offer).unwrap();
-    (web, offer, line, key)
-}
-
-/// A terminal's WebSocket, as a page has it.
-struct Web(WebSocketStream<tokio::net::TcpStream>);
-
-/// Opens one; the status where it is refused.
-async fn attach(
-    world: &World,
-    path: &str,
-    headers: BTreeMap<&'static str, String>,
-) -> Result<WebSocketStream<tokio::net::TcpStream>, u16> {
-    use tokio_tungstenite::tungstenite::{Error, client::IntoClientRequest as _};
-    let url = format!("{}{path}", world.cloud.url.replace("http://", "ws://"));
-    let mut request = url.into_client_request().unwrap();
-    request.headers_mut().insert("sec-websocket-protocol", "copal.terminal.v1".parse().unwrap());
-    for (name, value) in headers {
-        request.headers_mut().insert(name, value.parse().unwrap());
-    }
-    let tcp = tokio::net::TcpStream::connect(world.cloud.address()).await.unwrap();
-    match tokio_tungstenite::client_async(request, tcp).await {
-        Ok((socket, _)) => Ok(socket),
-        Err(Error::Http(answer)) => Err(answer.status().as_u16()),
-        Err(e) => panic!("{e}"),
-    }
-}
-
-impl Web {
-    async fn next(&mut self) -> Message {
-        let next = tokio::time::timeout(std::time::Duration::from_secs(60), self.0.next());
-        next.await.expect("something comes within 60 s").expect("it is open").unwrap()
-    }
-
-    async fn say(&mut self, bytes: &[u8]) {
-        self.0.send(Message::Binary(bytes.to_vec().into())).await.unwrap();
-    }
-
-    async fn text(&mut self) -> Value {
-        loop {
-            if let Message::Text(text) = self.next().await {
-                return serde_json::from_str(&text).unwrap();
-            }
-        }
-    }
-
-    async fn bytes(&mut self) -> Vec<u8> {
-        loop {
-            match self.next().await {
-                Message::Binary(bytes) => return bytes.into(),
-                Message::Text(text) => panic!("{text}"),
-                _ => {}
-            }
-        }
-    }
-
-    async fn shows(&mut self, wanted: &str) {
-        let mut shown = String::new();
-        while !shown.contains(wanted) {
-            shown += &String::from_utf8_lossy(&self.bytes().await);
-        }
-    }
-
-    /// How it ends.
-    async fn closed(&mut self) -> Value {
-        let told = self.text().await;
-        assert_eq!(told["t"], "closed", "{told}");
-        told
-    }
-
-    /// How it ends, and what was said over the line until then.
-    async fn until_closed(&mut self, line: &mut Line) -> (Value, String) {
-        let (mut records, mut shown) = (Records::default(), Vec::new());
-        loop {
-            match self.next().await {
-                Message::Binary(bytes) => records.push(&bytes),
-                Message::Text(text) => {
-                    return (
-                        serde_json::from_str(&text).unwrap(),
-                        String::from_utf8_lossy(&shown).into_owned(),
-                    );
-                }
-                _ => {}
-            }
-            while let Some((_, body)) = records.whole().unwrap() {
-                shown.extend(line.hears.open(&body).unwrap());
-            }
-        }
-    }
 }
