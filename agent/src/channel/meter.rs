@@ -16,8 +16,10 @@ use crate::state::StateDir;
 const FILE: &str = "meter";
 /// Bytes around a message: WebSocket 8, TLS 22, TCP and IP 52.
 const AROUND: u64 = 82;
-/// Written down after so many bytes, or so long.
+/// Written down after so many bytes, or so long, where there is a budget.
 const SAVE: (u64, Duration) = (256 << 10, Duration::from_secs(6 * 3600));
+/// After so long where there is none: for one that may be set later, and flash wears.
+const SELDOM: Duration = Duration::from_secs(24 * 3600);
 
 /// What bytes are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -84,7 +86,12 @@ impl Meter {
         }
         let bytes = bytes as u64 + AROUND;
         self.unsaved += bytes;
-        if self.unsaved >= SAVE.0 || self.saved.elapsed() >= SAVE.1 {
+        let passed = self.saved.elapsed();
+        let due = match self.budget {
+            Some(_) => self.unsaved >= SAVE.0 || passed >= SAVE.1,
+            None => passed >= SELDOM,
+        };
+        if due {
             self.save();
         }
         bytes

@@ -1,15 +1,17 @@
 //! Asking a program of the system that only tells something. Never one that changes anything, never a shell.
 
 use std::{
-    io::Read as _,
-    process::{Command, Stdio},
+    io::{ErrorKind, Read as _},
+    process::{ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Between looks whether it ended.
 const POLL: Duration = Duration::from_millis(20);
 /// Bytes of its answer that are read; what follows is left.
-const MOST: u64 = 1 << 20;
+const MOST: usize = 1 << 20;
 
 /// What the program printed; `None` where there is no such program, it failed, or it took longer than `patience`.
 #[must_use]
@@ -23,14 +25,20 @@ pub fn ask(program: &str, arguments: &[&str], patience: Duration) -> Option<Stri
         .stderr(Stdio::null())
         .spawn()
         .ok()?;
-    let out = child.stdout.take()?;
-    // Beside the waiting: a program whose pipe is full does not end. The thread ends with the program.
-    let reader = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        out.take(MOST).read_to_end(&mut bytes).map(|_| bytes)
-    });
+    // Read beside the waiting, as a program whose pipe is full does not end; and by this thread, as each has memory of its own that
+    // it does not give back.
+    let mut out = child.stdout.take().filter(|out| fcntl(out, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).is_ok());
+    let mut bytes = Vec::new();
     let status = loop {
-        match child.try_wait() {
+        // First whether it ended: what it said before that is in the pipe then.
+        let ended = child.try_wait();
+        // Where all that is wanted was read the pipe is closed, which ends the program.
+        if let Some(pipe) = &mut out
+            && !take(pipe, &mut bytes)
+        {
+            out = None;
+        }
+        match ended {
             Ok(Some(status)) => break status,
             Ok(None) if Instant::now() < until => std::thread::sleep(POLL),
             _ => {
@@ -41,9 +49,22 @@ pub fn ask(program: &str, arguments: &[&str], patience: Duration) -> Option<Stri
             }
         }
     };
-    let bytes = reader.join().ok()?.ok()?;
     // One that was cut off by us ends by a signal; what it said counts.
-    (status.success() || bytes.len() as u64 == MOST).then(|| String::from_utf8_lossy(&bytes).into_owned())
+    (status.success() || bytes.len() == MOST).then(|| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Takes what is in the pipe; whether more may come.
+fn take(out: &mut ChildStdout, bytes: &mut Vec<u8>) -> bool {
+    let mut piece = [0; 4096];
+    loop {
+        let most = piece.len().min(MOST - bytes.len());
+        match out.read(&mut piece[..most]) {
+            Ok(0) => return false,
+            Ok(n) => bytes.extend_from_slice(&piece[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return e.kind() == ErrorKind::WouldBlock,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -61,7 +82,7 @@ mod tests {
             300_000,
             "more than a pipe holds"
         );
-        assert_eq!(ask("yes", &[], patience).unwrap().len() as u64, MOST, "and it never ends by itself");
+        assert_eq!(ask("yes", &[], patience).unwrap().len(), MOST, "and it never ends by itself");
         let began = Instant::now();
         assert_eq!(ask("sleep", &["600"], Duration::from_millis(100)), None);
         assert!(began.elapsed() < Duration::from_secs(300), "it was waited for");

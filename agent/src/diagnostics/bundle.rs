@@ -168,10 +168,8 @@ pub fn write<W: io::Write>(
             &redacted_container(&container.whole),
         )?;
     }
-    match kernel_log::read(&deps.tree) {
-        Ok(lines) => {
-            bundle.text("kernel.log", &lines[lines.len().saturating_sub(KERNEL_LINES)..].join("\n"))?;
-        }
+    match kernel_log::read(&deps.tree, KERNEL_LINES) {
+        Ok(lines) => bundle.text("kernel.log", &lines.join("\n"))?,
         Err(why) => bundle.text("kernel.log", &why)?,
     }
     for unit in UNITS.iter().filter(|_| deps.tree.is_real()) {

@@ -59,7 +59,7 @@ pub fn read(tree: &Tree, folders: &[PathBuf]) -> Seen {
         flash: tree.names("sys/block").into_iter().filter_map(|name| flash(tree, name)).collect(),
         read_only,
         ext4: tree.names("sys/fs/ext4").into_iter().filter_map(|name| ext4(tree, name)).collect(),
-        log: Some(kernel_log::read(tree).map(|log| kernel_log::find(&log, IO_ERRORS))),
+        log: Some(kernel_log::find(tree, IO_ERRORS)),
     }
 }
 

@@ -69,6 +69,9 @@ use crate::{
 pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Looks at files that may go on at once; one that hangs for ever keeps its place.
 const LOOKS: usize = 16;
+/// One look follows another, so that one thread is enough for all: each has memory of its own that it does not give back. The next
+/// waits no longer than this for one that hangs.
+const TURN: Duration = Duration::from_millis(250);
 /// Rounds at once; others wait.
 const ROUNDS: usize = 2;
 /// Checks that need the agent's login or its environment.
@@ -92,6 +95,7 @@ pub struct Deps {
     pub environment: fn(&str) -> Option<String>,
     verdicts: Option<verdicts::Verdicts>,
     looks: Arc<Semaphore>,
+    turn: tokio::sync::Mutex<()>,
     rounds: Semaphore,
 }
 
@@ -146,6 +150,7 @@ impl Deps {
             environment: |name| std::env::var(name).ok(),
             verdicts: None,
             looks: Arc::new(Semaphore::new(LOOKS)),
+            turn: tokio::sync::Mutex::default(),
             rounds: Semaphore::new(ROUNDS),
         }
     }
@@ -192,11 +197,18 @@ impl Deps {
     ) -> Result<T, String> {
         let place = self.looks.clone().acquire_owned().await.map_err(|e| e.to_string())?;
         let tree = self.tree.clone();
-        let looked = tokio::task::spawn_blocking(move || {
+        let turn = self.turn.lock().await;
+        let mut looked = tokio::task::spawn_blocking(move || {
             let _place = place;
             read(&tree)
         });
-        looked.await.map_err(|e| format!("the look at it broke off: {e}"))
+        let soon = tokio::time::timeout(TURN, &mut looked).await;
+        drop(turn);
+        let looked = match soon {
+            Ok(looked) => looked,
+            Err(_) => looked.await,
+        };
+        looked.map_err(|e| format!("the look at it broke off: {e}"))
     }
 }
 

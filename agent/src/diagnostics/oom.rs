@@ -36,7 +36,7 @@ pub struct Seen {
 /// Looks.
 #[must_use]
 pub fn read(tree: &Tree, services: Vec<Service>) -> Seen {
-    let last = kernel_log::read(tree).ok().and_then(|log| kernel_log::find(&log, KILLED).1);
+    let last = kernel_log::find(tree, KILLED).ok().and_then(|(_, last)| last);
     let kills = counter(&tree.text("proc/vmstat").unwrap_or_default(), "oom_kill");
     let services = services
         .into_iter()

@@ -25,8 +25,8 @@ pub fn read(tree: &Tree) -> Seen {
         let ours = tree.line(&format!("{folder}/name"))? == "rpi_volt";
         if ours { Some(tree.number(&format!("{folder}/in0_lcrit_alarm"))? != 0) } else { None }
     });
-    let log = kernel_log::read(tree).ok();
-    let told = log.map(|log| kernel_log::find(&log, &["Under-voltage detected", "Undervoltage detected"]).0);
+    let told = kernel_log::find(tree, &["Under-voltage detected", "Undervoltage detected"]);
+    let told = told.ok().map(|(count, _)| count);
     Seen { alarm, throttled: Throttled::read(tree), told }
 }
 

@@ -1,7 +1,7 @@
 //! A container's log as it grows. Spoken without the client: that one collects a line without an end until it has one, and a
 //! program that only draws a progress bar never ends its line.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, io::ErrorKind, time::Duration};
 
 use bollard::query_parameters::{InspectContainerOptions, ListContainersOptionsBuilder};
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -157,9 +157,17 @@ impl Follow {
             if let Some(part) = self.part()? {
                 return Ok(Some(part));
             }
+            if self.read.is_empty() {
+                // Most are silent most of the time.
+                self.read = BytesMut::new();
+            }
+            self.socket.readable().await?;
             self.read.reserve(PIECE);
-            if self.socket.read_buf(&mut self.read).await? == 0 {
-                return Ok(None);
+            match self.socket.try_read_buf(&mut self.read) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e),
             }
         }
     }

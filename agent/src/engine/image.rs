@@ -1,6 +1,6 @@
 //! Images: pulling, what one is, and names for it.
 
-use std::{fmt, time::Duration};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use bollard::{
     auth::DockerCredentials,
@@ -174,21 +174,20 @@ impl Engine {
         self.untag(reference).await
     }
 
-    /// Every name (`repo:tag` and `repo@digest`) that begins with `prefix`, with the image it leads to.
+    /// Every name `repository:tag`, with the image it leads to. Only those are asked for: an engine may hold thousands of others.
     ///
     /// # Errors
     /// As the engine says.
-    pub async fn image_names(&self, prefix: &str) -> Result<Vec<(String, ImageId)>, EngineError> {
-        let options = ListImagesOptionsBuilder::default().all(false).digests(true).build();
+    pub async fn image_names(&self, repository: &str) -> Result<Vec<(String, ImageId)>, EngineError> {
+        let prefix = format!("{repository}:");
+        let filters = HashMap::from([("reference", vec![repository])]);
+        let options = ListImagesOptionsBuilder::default().all(false).filters(&filters).build();
         let images =
             self.call("listing images", READ, |d| async move { d.list_images(Some(options)).await }).await?;
         let mut names = Vec::new();
         for image in images {
-            for name in image.repo_tags.iter().chain(&image.repo_digests) {
-                if name.starts_with(prefix) {
-                    names.push((name.clone(), ImageId(image.id.clone())));
-                }
-            }
+            let ours = image.repo_tags.into_iter().filter(|name| name.starts_with(&prefix));
+            names.extend(ours.map(|name| (name, ImageId(image.id.clone()))));
         }
         names.sort();
         Ok(names)

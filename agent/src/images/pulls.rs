@@ -205,7 +205,7 @@ impl Images for Pulls {
     fn release<'a>(&'a self, image: &'a ImageId) -> BoxFuture<'a, Result<(), ApplyError>> {
         async move {
             let failed = |e| ApplyError::engine("image_failed", &e);
-            let ours = self.engine.image_names(&format!("{}:", self.names)).await.map_err(failed)?;
+            let ours = self.engine.image_names(&self.names).await.map_err(failed)?;
             for (name, _) in ours.iter().filter(|(_, id)| id == image) {
                 self.engine.untag(name).await.map_err(failed)?;
             }
@@ -217,8 +217,11 @@ impl Images for Pulls {
     fn retain<'a>(&'a self, keep: &'a BTreeSet<Digest>) -> BoxFuture<'a, Result<(), ApplyError>> {
         async move {
             let prefix = format!("{}:", self.names);
-            let ours =
-                self.engine.image_names(&prefix).await.map_err(|e| ApplyError::engine("image_failed", &e))?;
+            let ours = self
+                .engine
+                .image_names(&self.names)
+                .await
+                .map_err(|e| ApplyError::engine("image_failed", &e))?;
             for (name, _) in ours {
                 let kept = name
                     .strip_prefix(&prefix)

@@ -103,7 +103,7 @@ pub async fn run(deps: Deps) {
                 unwritten = false;
                 collector.write();
             }
-            _ = count.tick() => {
+            _ = count.tick(), if !collector.dropped.is_empty() => {
                 unwritten |= collector.tell_dropped(None);
             }
             _ = look.tick() => collector.look().await,

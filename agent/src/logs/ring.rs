@@ -5,8 +5,8 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -22,6 +22,8 @@ const NUMBERS: &str = "log-numbers";
 /// Numbers put aside at a time: after a power cut they go on past all that anybody may have seen.
 const ASIDE: u64 = 1 << 20;
 const SUFFIX: &str = ".log";
+/// Read at a time, where the newest of something is looked for.
+const PIECE: u64 = 16 << 10;
 /// Bytes that wait to be written, of one service.
 const WAITING: usize = 32 << 10;
 
@@ -97,17 +99,15 @@ impl Rings {
     pub(super) fn last_of(&self, service: &str, container: &str) -> Option<String> {
         let ring = self.rings.get(service)?;
         let of = format!("\"container\":\"{container}\"");
-        let newest = |bytes: &[u8]| {
-            bytes.rsplit(|b| *b == b'\n').find_map(|line| {
-                let text = std::str::from_utf8(line).ok()?;
-                // Looked for first: parsing a whole ring takes long.
-                let line: LogLine = text.contains(&of).then(|| serde_json::from_str(text).ok()).flatten()?;
-                (line.container == container).then_some(line.at)
-            })
+        let at = |line: &[u8], _| {
+            let text = std::str::from_utf8(line).ok()?;
+            // Looked for first: parsing a whole ring takes long.
+            let line: LogLine = text.contains(&of).then(|| serde_json::from_str(text).ok()).flatten()?;
+            (line.container == container).then_some(line.at)
         };
-        newest(&ring.waiting).or_else(|| {
+        ring.waiting.rsplit(|b| *b == b'\n').find_map(|line| at(line, 0)).or_else(|| {
             let folder = self.dir.join(service);
-            ring.files.iter().rev().find_map(|(first, _)| newest(&fs::read(file(&folder, *first)).ok()?))
+            ring.files.iter().rev().find_map(|(first, _)| backwards(&file(&folder, *first), at).ok()?)
         })
     }
 
@@ -265,18 +265,50 @@ impl Ring {
 
 /// The last line of a file, which is cut where it ends, and the file's length then.
 fn newest(path: &Path) -> io::Result<Option<(LogLine, u64)>> {
-    let mut text = Vec::new();
-    File::open(path)?.read_to_end(&mut text)?;
-    let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
-    if whole < text.len() {
+    let mut whole = None;
+    let line = backwards(path, |line, end| match whole {
+        // What follows the last line end.
+        None => {
+            whole = Some(end - line.len() as u64);
+            None
+        }
+        Some(_) => serde_json::from_slice(line).ok(),
+    })?;
+    let whole = whole.unwrap_or(0);
+    if whole < fs::metadata(path)?.len() {
         // On a read-only disk nothing is written after it either.
-        let cut = OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(whole as u64));
+        let cut = OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(whole));
         if let Err(error) = cut {
             tracing::debug!(%error, file = %path.display(), "a torn line cannot be cut off");
         }
     }
-    let line = text[..whole].rsplit(|b| *b == b'\n').find_map(|line| serde_json::from_slice(line).ok());
-    Ok(line.map(|line| (line, whole as u64)))
+    Ok(line.map(|line| (line, whole)))
+}
+
+/// The first that `wanted` gives of a file's lines, the newest first; what follows the last line end counts as one. It is told the
+/// file's length, too. Read in pieces: a whole file at once would leave the heap as large as that.
+fn backwards<T>(path: &Path, mut wanted: impl FnMut(&[u8], u64) -> Option<T>) -> io::Result<Option<T>> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut from = length;
+    let mut text = Vec::new();
+    while from > 0 {
+        let size = from.min(PIECE);
+        from -= size;
+        let mut piece = vec![0; usize::try_from(size).unwrap_or(0)];
+        file.read_exact_at(&mut piece, from)?;
+        piece.append(&mut text);
+        text = piece;
+        // The first line may begin before this piece.
+        let begin = if from == 0 { Some(0) } else { text.iter().position(|b| *b == b'\n').map(|at| at + 1) };
+        let Some(begin) = begin else { continue };
+        let found = text[begin..].rsplit(|b| *b == b'\n').find_map(|line| wanted(line, length));
+        if found.is_some() {
+            return Ok(found);
+        }
+        text.truncate(begin.saturating_sub(1));
+    }
+    Ok(None)
 }
 
 pub(super) fn file(folder: &Path, first: u64) -> PathBuf {

@@ -172,7 +172,7 @@ fn a_torn_end_is_taken_off_and_damage_is_passed_over() {
     assert_eq!(numbers(&all(&mut reader(dir.path(), &["web"], Some(0), 0))), [1, 3, 4]);
     assert_eq!(numbers(&all(&mut reader(dir.path(), &["web"], None, 2))), [3, 4]);
     drop(again);
-    std::fs::write(&path, b"nothing of ours").unwrap();
+    std::fs::write(&path, "nothing of ours".repeat(4096)).unwrap();
     let mut anew = rings(dir.path(), Limits::of(4 << 20, 32 << 20), "b");
     anew.push("web", "aaa", line("line 4"));
     assert!(anew.write() > 1 << 20);

@@ -162,13 +162,15 @@ impl Reporter {
         let mut last_sent: Option<Instant> = None;
         let mut retry_at: Option<Instant> = None;
         let mut before: Option<Heard> = None;
+        let mut shown = None;
         loop {
             let heard = self.heard.now();
             if let Some(before) = &before {
                 self.notes.changed(before, &heard);
             }
             before = Some(heard.clone());
-            if let Err(e) = status::write(&self.status_file, &self.about, &heard, self.clock.now()) {
+            let now = self.clock.now();
+            if let Err(e) = status::write(&self.status_file, &self.about, &heard, now, &mut shown) {
                 tracing::debug!(error = %e, "the status file cannot be written");
             }
             let now = report(&self.about, &heard, 0, 0);

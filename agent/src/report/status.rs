@@ -75,8 +75,15 @@ pub struct AppLine {
     pub reason: Option<Reason>,
 }
 
-/// Writes the file whole or not at all. For root only: log lines may tell things.
-pub(super) fn write(path: &Path, about: &About, heard: &Heard, now: u64) -> io::Result<()> {
+/// Writes the file whole or not at all, where it says something else than `before`, which is what this process last wrote. For root
+/// only: log lines may tell things.
+pub(super) fn write(
+    path: &Path,
+    about: &About,
+    heard: &Heard,
+    now: u64,
+    before: &mut Option<Status>,
+) -> io::Result<()> {
     let Heard { status, os, agent, condition, budget, .. } = heard;
     let accepted = (condition.mark.assign_epoch, condition.mark.seq);
     let reason = heard.reason();
@@ -116,10 +123,16 @@ pub(super) fn write(path: &Path, about: &About, heard: &Heard, now: u64) -> io::
         lost: condition.lost.clone(),
         budget: *budget,
     };
+    if before.as_ref().is_some_and(|before| Status { at: now, ..before.clone() } == value) {
+        return Ok(());
+    }
+    *before = None;
     let temp = path.with_extension("json.tmp");
     let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
     io::Write::write_all(&mut file, &serde_json::to_vec_pretty(&value)?)?;
-    fs::rename(temp, path)
+    fs::rename(temp, path)?;
+    *before = Some(value);
+    Ok(())
 }
 
 /// Reads the file; `None` where no agent wrote one since the boot.
@@ -208,5 +221,52 @@ impl Status {
             }
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use copal_protocol::{testing::OwnerKeys, verify::AssignmentMark};
+
+    use super::*;
+    use crate::{apply::status::AgentStatus, os::OsStatus, selfupdate::SelfStatus, target::Condition};
+
+    #[test]
+    fn the_file_is_written_when_it_says_something_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("status.json");
+        let about = About::this_system(OwnerKeys::fixed().fleet_id);
+        let mut heard = Heard {
+            status: AgentStatus::default(),
+            os: OsStatus::default(),
+            agent: SelfStatus::default(),
+            condition: Condition {
+                device_id: None,
+                root_version: 1,
+                root_sha256: Sha256Hex::of(b"root"),
+                lock: LockState::Open,
+                mark: AssignmentMark::default(),
+                online: true,
+                offline: None,
+                refused: None,
+                refused_apps: BTreeMap::new(),
+                refused_hosts: BTreeMap::new(),
+                fresh: true,
+                offline_allowed: false,
+                lost: Vec::new(),
+            },
+            budget: None,
+            health: None,
+        };
+        let mut before = None;
+        let mut at = |heard: &Heard, now| {
+            write(&path, &about, heard, now, &mut before).unwrap();
+            read(&path).unwrap().unwrap().at
+        };
+        assert_eq!(at(&heard, 10), 10);
+        heard.health = Some(copal_protocol::diagnosis::HealthReport::default());
+        assert_eq!(at(&heard, 20), 10, "a round of checks is not part of it");
+        heard.condition.online = false;
+        assert_eq!(at(&heard, 30), 30);
     }
 }
