@@ -18,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 async fn all_connected(fleet: &Fleet, devices: u64) {
     let all = fleet.until(PATIENCE, |seen| seen.connected.load(Relaxed) == devices).await;
