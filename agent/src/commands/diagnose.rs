@@ -81,7 +81,11 @@ impl Beside {
                 Ok(cloud) => (Some(cloud), why),
                 Err(missing) => (None, missing),
             };
-            Self { deps: deps(Clock::default(), Link::None { cloud, why, deaf }), rooms: None, _lock: None }
+            Self {
+                deps: deps(Clock::default(), Link::None { cloud: cloud.map(Box::new), why, deaf }),
+                rooms: None,
+                _lock: None,
+            }
         };
         if door::is_open(&places.run_dir) {
             let bases = settings::load(places.config.as_deref()).map(|joined| vec![joined.file.cloud_url]);

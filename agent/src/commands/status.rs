@@ -31,7 +31,10 @@ pub fn status(places: &Places, json: bool) -> anyhow::Result<()> {
         for open in terminals {
             println!(
                 "terminal  {} by {}: {} (copal-agent terminal kill {})",
-                open.target, open.who, open.reason, open.session_id
+                open.target,
+                open.by(),
+                open.reason,
+                open.session_id
             );
         }
     }

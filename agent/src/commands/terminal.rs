@@ -43,7 +43,7 @@ pub fn terminal(places: &Places, command: &TerminalCommand) -> anyhow::Result<bo
             }
             for r in open {
                 let since = r.since.map_or_else(|| "-".to_owned(), |at| at.to_string());
-                println!("{}  {}  by {}  since {since}: {}", r.session_id, r.target, r.who, r.reason);
+                println!("{}  {}  by {}  since {since}: {}", r.session_id, r.target, r.by(), r.reason);
             }
         }
         TerminalCommand::Kill { session } => return kill(&folder, *session),

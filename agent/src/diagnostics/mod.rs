@@ -116,7 +116,7 @@ pub enum Link {
     /// There is no login to be had.
     None {
         /// A client without one, where the cloud's address is known.
-        cloud: Option<Cloud>,
+        cloud: Option<Box<Cloud>>,
         /// Why there is none.
         why: String,
         /// An agent runs, and does not answer.
@@ -168,7 +168,7 @@ impl Deps {
         match &self.link {
             Link::Own { session, .. } => session.cloud().bases(),
             Link::Agent { bases } => bases.clone(),
-            Link::None { cloud, .. } => cloud.as_ref().map(Cloud::bases).unwrap_or_default(),
+            Link::None { cloud, .. } => cloud.as_deref().map(Cloud::bases).unwrap_or_default(),
         }
     }
 
@@ -177,7 +177,7 @@ impl Deps {
         match &self.link {
             Link::Own { session, .. } => session.cloud().proxy(),
             Link::Agent { .. } => None,
-            Link::None { cloud, .. } => cloud.as_ref().and_then(Cloud::proxy),
+            Link::None { cloud, .. } => cloud.as_deref().and_then(Cloud::proxy),
         }
     }
 

@@ -43,6 +43,8 @@ use crate::{
 const FILE: &str = "network";
 /// How long a person's change waits where the ways are looked after in that moment.
 const SOON: Duration = Duration::from_secs(5);
+/// How often the cloud is asked for the sake of finding a way to it, while one has its turn.
+const ASKS: u32 = 4;
 
 /// What is set on this device.
 pub struct Network {
@@ -273,9 +275,14 @@ impl Network {
     /// Whether anything of the cloud's comes through the way that is gone by now: who is refused by it has reached it.
     async fn comes_through(&self, link: &Link, patience: Duration) -> bool {
         let began = Instant::now();
+        // A device may go on with this for weeks, and pay for every byte: what others ask the cloud tells as much.
+        let mut ask_at = Duration::ZERO;
         loop {
             tokio::time::sleep(self.pace.look.min(patience)).await;
-            let _ = diagnostics::reach(link).await;
+            if began.elapsed() >= ask_at {
+                ask_at = began.elapsed() + patience / ASKS;
+                let _ = diagnostics::reach(link).await;
+            }
             if self.cloud.unreached().is_none() {
                 return true;
             }

@@ -47,6 +47,17 @@ pub struct Record {
     pub pid: Option<i32>,
 }
 
+impl Record {
+    /// Who opened it, for people: under a grant with the keys that vouch for it.
+    #[must_use]
+    pub fn by(&self) -> String {
+        match &self.signed_by {
+            Some(keys) => format!("{} ({keys})", self.who),
+            None => self.who.clone(),
+        }
+    }
+}
+
 /// The folder.
 #[derive(Debug, Clone)]
 pub struct Folder(PathBuf);

@@ -52,8 +52,7 @@ impl Recordings {
                 recorder: asciicast::Recorder::default(),
                 written: 0,
             };
-            let by = record.signed_by.as_ref().map_or_else(String::new, |key| format!(" ({key})"));
-            let title = format!("{} by {}{by}: {}", record.target, record.who, record.reason);
+            let title = format!("{} by {}: {}", record.target, record.by(), record.reason);
             recording.write(&asciicast::header(cols, rows, record.since, &title))?;
             Ok(recording)
         };
