@@ -1,8 +1,9 @@
 //! `copal-fleet-sim`: a fleet to try a cloud with.
-#![allow(clippy::print_stdout, reason = "its output is its interface")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its interface")]
 
 use std::{
     path::PathBuf,
+    process::ExitCode,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -45,8 +46,17 @@ struct Words {
 }
 
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let words = Words::parse();
+async fn main() -> ExitCode {
+    match Box::pin(run(Words::parse())).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(words: Words) -> anyhow::Result<()> {
     anyhow::ensure!(words.hurry > 0.0 && words.hurry <= 1e6, "--hurry is more than 0 and at most 1000000");
     let bytes =
         std::fs::read(&words.config).with_context(|| format!("reading {}", words.config.display()))?;
