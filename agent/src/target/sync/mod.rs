@@ -28,7 +28,7 @@ use super::{check::Checked, condition::Condition, model::Target, nudges::Nudges,
 use crate::{
     apply::{hush::Hush, status::reason},
     clock::Clock,
-    cloud::{Address, Backoff, Call, random},
+    cloud::{Address, Backoff, Call, CloudError, random},
     identity::{Identity, Session, SessionError},
     state::StateError,
 };
@@ -129,6 +129,8 @@ pub struct Sync {
     paused: bool,
     /// Somebody waits for what this poll finds.
     checking: bool,
+    /// The wish whose poll was lost on the way once.
+    lost: Option<u64>,
     /// What polls found that somebody asked for.
     checked: watch::Sender<Checked>,
 }
@@ -185,6 +187,7 @@ impl Sync {
             nudges: watch::channel(Nudges::default()).1,
             paused: false,
             checking: false,
+            lost: None,
             checked,
         };
         sync.use_root_address();
@@ -245,7 +248,12 @@ impl Sync {
                         wait = wait.max(jittered(self.pace.slow));
                     }
                     let why = self.stopped(&stop, wait);
-                    self.answer(wish, || Err(why));
+                    // A line that broke since the last poll is found out by this one, and the next may do.
+                    let on_the_way =
+                        matches!(&stop, Stop::Session(SessionError::Cloud(CloudError::Transport { .. })));
+                    if !on_the_way || self.lost.replace(wish) == Some(wish) {
+                        self.answer(wish, || Err(why));
+                    }
                     if !matches!(stop, Stop::Refused(_)) {
                         self.sleep(wait).await;
                         continue;
