@@ -25,8 +25,8 @@ use copal_agent::{
 };
 use copal_protocol::{
     channel::{
-        Ack, AckState, Batch, Class, CloudFrame, Command, DeviceFrame, Exchange, Hello, Open, Order,
-        Question, SUBPROTOCOL, Stored, StreamOf, Welcome,
+        Ack, AckState, Batch, Class, CloudFrame, Command, DeviceFrame, Exchange, Hello, Open, OpenLogs,
+        Order, Question, SUBPROTOCOL, Stored, StreamOf, Welcome,
     },
     documents::{Act, Action, Reason},
     ids::{CommandId, Sha256Hex},
@@ -38,6 +38,8 @@ use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, watch};
 
+#[path = "channel/streams.rs"]
+mod streams;
 mod support;
 use support::{Device, FakeCloud, Running};
 
@@ -731,10 +733,9 @@ async fn a_used_up_budget_costs_logs_and_telemetry_and_never_events_or_what_is_a
     assert_eq!(batch.class, Class::Event, "and no telemetry before it");
     assert!(events(&batch).iter().any(|(_, code)| code == "polls"), "it tells of its budget: {batch:?}");
     socket.say(&CloudFrame::Stored(Stored { class: Class::Event, up_to: 100 })).await;
-    for (stream, of) in [
-        (1, StreamOf::Logs { services: vec![], after: None, tail: 1, follow: false }),
-        (2, StreamOf::Metrics {}),
-    ] {
+    for (stream, of) in
+        [(1, StreamOf::Logs(OpenLogs { tail: 1, ..OpenLogs::default() })), (2, StreamOf::Metrics {})]
+    {
         socket.say(&CloudFrame::Open(Open { stream, of })).await;
         loop {
             match socket.hear().await {

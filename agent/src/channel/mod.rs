@@ -130,7 +130,7 @@ impl Line {
     fn refuses(&mut self, of: &StreamOf) -> Option<streams::End> {
         let sheds = self.tell_budget();
         let left_out = match of {
-            StreamOf::Logs { .. } => sheds >= Sheds::Logs,
+            StreamOf::Logs(_) => sheds >= Sheds::Logs,
             StreamOf::Metrics {} => sheds >= Sheds::Telemetry,
             StreamOf::Terminal(_) | StreamOf::Bundle {} | StreamOf::Unknown => false,
         };

@@ -3,15 +3,12 @@
 use std::time::Duration;
 
 use bollard::query_parameters::LogsOptionsBuilder;
+use copal_protocol::documents::{MAX_TAIL_LINE, MAX_TAIL_LINES, bound_tail};
 use futures_util::StreamExt;
 
 use super::Engine;
 use crate::diagnostics::redact::{Redactor, is_secret};
 
-/// The most lines that are told.
-pub const MAX_LINES: usize = 50;
-/// The most bytes of a line.
-pub const MAX_LINE: usize = 500;
 /// Bytes read at most: a container may log one endless line.
 const MAX_BYTES: usize = 256 << 10;
 const LIMIT: Duration = Duration::from_secs(5);
@@ -21,7 +18,7 @@ impl Engine {
     pub(super) async fn tail(&self, id: &str) -> Vec<String> {
         let Ok(docker) = self.docker() else { return Vec::new() };
         let options =
-            LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&MAX_LINES.to_string()).build();
+            LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&MAX_TAIL_LINES.to_string()).build();
         let mut stream = Box::pin(docker.logs(id, Some(options)));
         let mut bytes = Vec::new();
         let read = async {
@@ -42,21 +39,27 @@ impl Engine {
     }
 }
 
-/// The last lines of `bytes`: at most [`MAX_LINES`] of [`MAX_LINE`] bytes, invalid UTF-8 replaced, and nothing in them
+/// The last lines of `bytes`, within the bounds of a reason's, invalid UTF-8 replaced, and nothing in them
 /// that steers a terminal or turns the direction of writing.
 #[must_use]
 pub fn lines(bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
-    let mut lines: Vec<String> =
-        text.split(['\n', '\r']).rev().map(inert).filter(|line| !line.is_empty()).take(MAX_LINES).collect();
+    let mut lines: Vec<String> = text
+        .split(['\n', '\r'])
+        .rev()
+        .map(inert)
+        .filter(|line| !line.is_empty())
+        .take(MAX_TAIL_LINES)
+        .collect();
     lines.reverse();
+    bound_tail(&mut lines);
     lines
 }
 
 /// One line, bounded, with nothing in it that steers.
 fn inert(line: &str) -> String {
     let mut out = copal_protocol::text::inert(line).replace('\t', " ");
-    let mut end = out.len().min(MAX_LINE);
+    let mut end = out.len().min(MAX_TAIL_LINE);
     while !out.is_char_boundary(end) {
         end -= 1;
     }
@@ -79,8 +82,10 @@ mod tests {
     fn lines_and_their_number_are_bounded() {
         let long = "é".repeat(1000);
         assert_eq!(lines(long.as_bytes()), ["é".repeat(250)]);
-        let many = (0..200).map(|n| format!("{n}\n")).collect::<String>();
+        let many = (0..300).map(|n| format!("{n}\n")).collect::<String>();
         let kept = lines(many.as_bytes());
-        assert_eq!((kept.len(), kept[0].as_str(), kept[49].as_str()), (50, "150", "199"));
+        assert_eq!((kept.len(), kept[0].as_str(), kept[199].as_str()), (200, "100", "299"));
+        let wide = (0..300).map(|n| format!("{n:0>500}\n")).collect::<String>();
+        assert_eq!(lines(wide.as_bytes()).len(), 50, "bytes are bounded, too");
     }
 }

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use copal_protocol::logs::unix;
 use futures_util::StreamExt as _;
 use tokio::{sync::mpsc, task::JoinHandle, time::MissedTickBehavior};
 
@@ -12,7 +13,7 @@ use super::{
     Deps,
     rate::Account,
     ring::Rings,
-    split::{Line, Splitter, unix},
+    split::{Line, Splitter},
 };
 use crate::{
     clock::system_time,

@@ -7,10 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use copal_protocol::logs::{LogLine, Sieve};
+
 use super::ring::{file, firsts, folders, number};
 
 /// Read at a time.
 const PIECE: usize = 16 << 10;
+/// Bytes of lines that are looked through before somebody else has a turn.
+const LOOKED_AT: usize = 128 << 10;
 
 /// Where a reader is.
 pub(super) struct Reader {
@@ -19,31 +23,34 @@ pub(super) struct Reader {
     services: Vec<String>,
     /// All numbers up to this were read, or are not wanted.
     after: u64,
+    sieve: Sieve,
     open: BTreeMap<String, One>,
 }
 
 impl Reader {
-    /// Lines after a number, or the last `tail`.
+    /// Lines after a number, or the last `tail` of those that the sieve takes.
     pub(super) fn open(
         dir: PathBuf,
         services: Vec<String>,
         after: Option<u64>,
         tail: u32,
+        sieve: Sieve,
     ) -> io::Result<Self> {
         let after = match after {
             Some(after) => after,
-            None => before_last(&dir, &services, tail as usize)?,
+            None => before_last(&dir, &services, tail as usize, &sieve)?,
         };
-        Ok(Self { dir, services, after, open: BTreeMap::new() })
+        Ok(Self { dir, services, after, sieve, open: BTreeMap::new() })
     }
 
-    /// Whole lines, about `most` bytes of them; empty where there are no more now.
-    pub(super) fn batch(&mut self, most: usize) -> io::Result<Vec<u8>> {
+    /// Whole lines, about `most` bytes of them, and whether there may be more now: what is not wanted is looked through piece by piece.
+    pub(super) fn batch(&mut self, most: usize) -> io::Result<(Vec<u8>, bool)> {
         for service in names(&self.dir, &self.services) {
             self.open.entry(service).or_default();
         }
         let mut out = Vec::new();
-        while out.len() < most {
+        let mut looked_at = 0;
+        while out.len() < most && looked_at < LOOKED_AT {
             let mut next: Option<(u64, &mut One)> = None;
             for (service, one) in &mut self.open {
                 let Some(seq) = one.peek(&self.dir.join(service), self.after)? else { continue };
@@ -51,13 +58,22 @@ impl Reader {
                     next = Some((seq, one));
                 }
             }
-            let Some((seq, one)) = next else { break };
-            out.extend_from_slice(one.line());
+            let Some((seq, one)) = next else { return Ok((out, false)) };
+            let line = one.line();
+            looked_at += line.len();
+            if self.sieve.takes_all() || parsed(line).is_none_or(|line| self.sieve.takes(&line)) {
+                out.extend_from_slice(line);
+            }
             one.pass();
             self.after = seq;
         }
-        Ok(out)
+        Ok((out, true))
     }
+}
+
+/// A damaged line counts as wanted: whoever gets it sees that it is.
+fn parsed(line: &[u8]) -> Option<LogLine> {
+    serde_json::from_slice(line).ok()
 }
 
 /// The services of a reader that have a ring.
@@ -163,8 +179,11 @@ fn firsts_or_none(folder: &Path) -> io::Result<Vec<u64>> {
     }
 }
 
-/// The number before the last `tail` lines.
-fn before_last(dir: &Path, services: &[String], tail: usize) -> io::Result<u64> {
+/// The number before the last `tail` lines that are wanted. Where not all are, counts of lines that are not kept are no lines.
+fn before_last(dir: &Path, services: &[String], tail: usize, sieve: &Sieve) -> io::Result<u64> {
+    let counts = |line: &[u8]| {
+        sieve.takes_all() || parsed(line).is_none_or(|line| line.line.is_some() && sieve.takes(&line))
+    };
     let mut last: Vec<u64> = Vec::new();
     let mut newest = 0;
     for service in names(dir, services) {
@@ -174,11 +193,15 @@ fn before_last(dir: &Path, services: &[String], tail: usize) -> io::Result<u64> 
         let mut found = 0;
         for first in all.into_iter().rev() {
             let Ok(text) = std::fs::read(file(&folder, first)) else { continue };
-            let numbers = text.split_inclusive(|b| *b == b'\n').filter(|line| line.ends_with(b"\n"));
-            let numbers: Vec<u64> = numbers.filter_map(number).collect();
-            newest = newest.max(numbers.last().copied().unwrap_or(0));
-            found += numbers.len();
-            last.extend(numbers);
+            let lines = text.split_inclusive(|b| *b == b'\n').filter(|line| line.ends_with(b"\n"));
+            let lines: Vec<(u64, &[u8])> = lines.filter_map(|line| Some((number(line)?, line))).collect();
+            newest = newest.max(lines.last().map_or(0, |(seq, _)| *seq));
+            if tail == 0 && !lines.is_empty() {
+                break;
+            }
+            let before = last.len();
+            last.extend(lines.into_iter().filter(|(_, line)| counts(line)).map(|(seq, _)| seq));
+            found += last.len() - before;
             if found > tail {
                 break;
             }

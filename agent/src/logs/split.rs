@@ -1,7 +1,7 @@
 //! From what the engine says to lines. Pure.
 
 use crate::{diagnostics::redact::Redactor, engine::Part};
-use copal_protocol::logs::MAX_LINE;
+use copal_protocol::logs::{MAX_LINE, unix};
 
 /// Bytes of a line that are looked at for secrets; the rest, up to its end, is left out.
 const MAX_LOOKED_AT: usize = 2 * MAX_LINE;
@@ -112,37 +112,4 @@ fn time_before(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let at = std::str::from_utf8(&bytes[..space]).ok()?;
     unix(at)?;
     Some((at, &bytes[space + 1..]))
-}
-
-/// Seconds and nanoseconds since 1970 of a time as the engine writes it, in UTC.
-pub(super) fn unix(at: &str) -> Option<(u64, u32)> {
-    let bytes = at.as_bytes();
-    let at = at.strip_suffix('Z')?;
-    let shape = |i: usize, c: u8| bytes.get(i) == Some(&c);
-    if !(shape(4, b'-') && shape(7, b'-') && shape(10, b'T') && shape(13, b':') && shape(16, b':')) {
-        return None;
-    }
-    let number = |from: usize, to: usize| -> Option<u64> {
-        let digits = at.get(from..to)?;
-        digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
-    };
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (h, m, s) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    if year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) || h > 23 || m > 59 || s > 60 {
-        return None;
-    }
-    let nanos = match at.get(19..)? {
-        "" => 0,
-        fraction => {
-            let digits = fraction.strip_prefix('.')?;
-            if digits.is_empty() || digits.len() > 9 || !digits.bytes().all(|b| b.is_ascii_digit()) {
-                return None;
-            }
-            format!("{digits:0<9}").parse().ok()?
-        }
-    };
-    // Days since 1970-03-01's like, years beginning in March.
-    let (y, mp) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * mp + 2) / 5 + day - 1;
-    Some(((days - 719_468) * 86_400 + h * 3600 + m * 60 + s, nanos))
 }

@@ -3,14 +3,17 @@
 use std::{path::Path, time::Instant};
 
 use bytes::Bytes;
-use copal_protocol::logs::{LogLine, MAX_LINE};
+use copal_protocol::{
+    channel::OpenLogs,
+    logs::{LogLine, MAX_LINE, Moment, Only, Sieve},
+};
 use proptest::prelude::*;
 
 use super::{
     rate::Account,
     read::Reader,
     ring::Rings,
-    split::{Line, Splitter, unix},
+    split::{Line, Splitter},
     *,
 };
 use crate::{diagnostics::redact::Redactor, engine::Part, state::RealFs};
@@ -35,18 +38,23 @@ fn rings(dir: &Path, limits: Limits, boot: &str) -> Rings {
 }
 
 fn reader(dir: &Path, services: &[&str], after: Option<u64>, tail: u32) -> Reader {
+    only(dir, services, after, tail, Only::default(), 0)
+}
+
+fn only(dir: &Path, services: &[&str], after: Option<u64>, tail: u32, only: Only, now: u64) -> Reader {
     let services = services.iter().map(|s| (*s).to_owned()).collect();
-    Reader::open(dir.join("logs"), services, after, tail).unwrap()
+    let sieve = Sieve::new(&OpenLogs { only: Some(only), ..OpenLogs::default() }, now);
+    Reader::open(dir.join("logs"), services, after, tail, sieve).unwrap()
 }
 
 fn all(reader: &mut Reader) -> Vec<LogLine> {
     let mut lines = Vec::new();
     loop {
-        let batch = reader.batch(1000).unwrap();
-        if batch.is_empty() {
+        let (batch, more) = reader.batch(1000).unwrap();
+        assert!(batch.is_empty() || batch.ends_with(b"\n"), "whole lines");
+        if batch.is_empty() && !more {
             return lines;
         }
-        assert!(batch.ends_with(b"\n"), "whole lines");
         let batch = batch.split(|b| *b == b'\n').filter(|line| !line.is_empty());
         lines.extend(batch.map(|line| serde_json::from_slice::<LogLine>(line).unwrap()));
     }
@@ -54,18 +62,6 @@ fn all(reader: &mut Reader) -> Vec<LogLine> {
 
 fn numbers(lines: &[LogLine]) -> Vec<u64> {
     lines.iter().map(|line| line.seq).collect()
-}
-
-#[test]
-fn times_of_the_engine_are_read() {
-    assert_eq!(unix("1970-01-01T00:00:00Z"), Some((0, 0)));
-    assert_eq!(unix("2000-02-29T23:59:59.5Z"), Some((951_868_799, 500_000_000)));
-    assert_eq!(unix("2026-11-23T04:17:14.000000001Z"), Some((1_795_407_434, 1)));
-    for not in
-        ["", "Z", "2026-11-23", "2026-11-23 04:17:14Z", "2026-13-23T04:17:14Z", "2026-11-23T04:17:14.Z"]
-    {
-        assert_eq!(unix(not), None, "{not}");
-    }
 }
 
 #[test]
@@ -262,6 +258,42 @@ fn a_reader_begins_where_it_is_told_to() {
     assert!(all(&mut reader(dir, &[], None, 0)).is_empty());
     assert!(all(&mut reader(dir, &[], Some(u64::MAX), 0)).is_empty());
     assert!(all(&mut reader(dir, &["none"], Some(0), 0)).is_empty());
+}
+
+#[test]
+fn only_what_is_wanted_is_told_and_counts_for_the_last_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rings = rings(dir.path(), Limits::of(4 << 20, 32 << 20), "b");
+    // The clock: ahead at first, then set right, a line a second.
+    for n in 1..=3000_u64 {
+        let at = if n <= 10 { 9000 + n } else { n };
+        let at = format!("1970-01-01T{:02}:{:02}:{:02}.5Z", at / 3600, at / 60 % 60, at % 60);
+        let text = if n % 500 == 0 { format!("Oops {n}") } else { "z".repeat(400) };
+        rings.push(if n % 2 == 0 { "web" } else { "db" }, "aaa", Line { at, ..line(&text) });
+    }
+    rings.push_dropped("web", "aaa", "1970-01-01T00:50:00Z".to_owned(), 7);
+    rings.write();
+    let dir = dir.path();
+    let search = |text: &str| Only { search: Some(text.to_owned()), ..Only::default() };
+    let asked = |after, tail, wanted: Only| numbers(&all(&mut only(dir, &[], after, tail, wanted, 3000)));
+    assert_eq!(asked(None, 100, search("oops")), [500, 1000, 1500, 2000, 2500, 3000, 3001]);
+    assert_eq!(
+        asked(None, 2, search("oops")),
+        [2500, 3000, 3001],
+        "the last two of them, and what is not kept"
+    );
+    assert_eq!(asked(Some(2000), 0, search("oops 2")), [2500, 3001]);
+    assert_eq!(asked(None, 2, Only { match_case: true, ..search("oops") }), [3001]);
+    let (since, until) = (Some(Moment::AgoS(2)), Some(Moment::At(2999)));
+    let late: Vec<u64> = (1..=10).chain(2998..=3001).collect();
+    assert_eq!(asked(None, 5000, Only { since, ..Only::default() }), late, "each by the time it bears");
+    assert_eq!(asked(None, 2, Only { since, ..Only::default() }), [2999, 3000, 3001]);
+    assert_eq!(asked(None, 100, Only { since, until, ..Only::default() }), [2998]);
+    assert_eq!(asked(None, 2, Only { until, ..Only::default() }), [2997, 2998]);
+
+    let mut nothing = only(dir, &[], Some(0), 0, search("nowhere to be found"), 0);
+    let pieces = std::iter::from_fn(|| nothing.batch(1000).unwrap().1.then_some(())).count();
+    assert!(pieces > 3, "what takes long is done in pieces");
 }
 
 proptest! {

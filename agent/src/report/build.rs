@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use copal_protocol::{
     diagnosis::HealthReport,
-    documents::{Progress, Reason, Report, SPEC},
+    documents::{MAX_TAIL_LINE, Progress, Reason, Report, SPEC, bound_tail},
     ids::FleetId,
     telemetry::Budget,
 };
@@ -16,8 +16,6 @@ use crate::{
     target::Condition,
 };
 
-/// Log lines a reason may carry, and bytes of each.
-const TAIL: (usize, usize) = (50, 500);
 /// Bytes of a reason's sentence.
 const MESSAGE: usize = 1000;
 
@@ -106,11 +104,10 @@ impl Heard {
 
 fn bounded(mut reason: Reason) -> Reason {
     truncate(&mut reason.message, MESSAGE);
-    let skip = reason.log_tail.len().saturating_sub(TAIL.0);
-    reason.log_tail.drain(..skip);
     for line in &mut reason.log_tail {
-        truncate(line, TAIL.1);
+        truncate(line, MAX_TAIL_LINE);
     }
+    bound_tail(&mut reason.log_tail);
     reason
 }
 
@@ -170,10 +167,16 @@ mod tests {
     fn log_tails_are_cut_to_what_a_report_may_carry() {
         let mut long = reason("crash_loop", "é".repeat(2000));
         long.log_tail = (0..80).map(|n| format!("{n} {}", "ü".repeat(400))).collect();
-        let cut = bounded(long);
-        assert_eq!(cut.log_tail.len(), 50);
+        let cut = bounded(long.clone());
+        let bytes: usize = cut.log_tail.iter().map(String::len).sum();
+        assert!((24_000..=25_000).contains(&bytes), "{bytes}");
         assert!(cut.log_tail[0].starts_with("30 "), "the last lines stay");
         assert!(cut.log_tail.iter().all(|l| l.len() <= 500));
         assert!(cut.message.len() <= 1000);
+        long.log_tail =
+            (0..300).map(|n| format!("{n} of usual length, as most lines of services are")).collect();
+        let cut = bounded(long);
+        assert_eq!(cut.log_tail.len(), 200);
+        assert!(cut.log_tail[0].starts_with("100 "));
     }
 }

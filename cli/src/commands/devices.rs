@@ -215,6 +215,7 @@ fn human(device: &Value, now: u64) -> String {
         ("fleet", text(device, "fleet")),
         ("state", state_word(device)),
         ("seen", if device["online"] == true { "online".to_owned() } else { ago(&device["last_seen"], now) }),
+        ("channel", channel_word(device)),
         ("type", format!("{}, {}", text(device, "device_type"), text(device, "arch"))),
         ("agent", text(device, "agent_version")),
         ("system", text(device, "os_version")),
@@ -249,6 +250,17 @@ fn human(device: &Value, now: u64) -> String {
         out.push_str(&format!("\n\nlast lines\n{}", tail.join("\n")));
     }
     out
+}
+
+/// What its channel goes by.
+fn channel_word(device: &Value) -> String {
+    match device["channel"].as_str() {
+        Some("exchange") => {
+            "long polling: no WebSocket passes, so no logs, terminals or live metrics".to_owned()
+        }
+        Some("socket") => "WebSocket".to_owned(),
+        other => other.unwrap_or_default().to_owned(),
+    }
 }
 
 /// The slots of a device's operating system, and where that and the agent are on their way to.

@@ -5,10 +5,10 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{BufWriter, Write},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use copal_protocol::logs::{LogLine, MAX_RECORD};
+use copal_protocol::logs::{LogLine, MAX_RECORD, Moment};
 use futures_util::StreamExt as _;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use crate::{
     context::Context,
     failure::{Failure, Kind, Result},
     http::{Api, seg},
-    output::{safe_lines, text},
+    output::{safe_lines, text, when},
 };
 
 /// The server says something every 15 s: after so long its line is dead.
@@ -42,8 +42,9 @@ pub(super) async fn run(ctx: &Context, args: Logs) -> Result<()> {
     let path =
         format!("/fleets/{}/devices/{}/logs", seg(&text(&device, "fleet")), seg(&text(&device, "device_id")));
     let what = format!("read the logs of device {}", text(&device, "name"));
-    let shown = Shown::new(args.since_seq, args.search.is_some(), ctx.out.json);
-    let mut reading = Reading { ctx, api: &api, args: &args, path, what, shown, out };
+    let some = args.search.is_some() || args.since.is_some() || args.until.is_some();
+    let shown = Shown::new(args.since_seq, some, ctx.out.json);
+    let mut reading = Reading { ctx, api: &api, args: &args, path, what, shown, out, began: Instant::now() };
     let done = reading.all().await;
     let flushed = reading.out.flush();
     if let (Ok(()), Some(path)) = (&done, &args.output) {
@@ -61,6 +62,7 @@ struct Reading<'a> {
     what: String,
     shown: Shown,
     out: Box<dyn Write>,
+    began: Instant,
 }
 
 /// How one answer of the server ended.
@@ -114,19 +116,26 @@ impl Reading<'_> {
     }
 
     async fn ask(&self) -> Result<Response> {
-        let mut query = match (self.shown.after, self.args.tail) {
-            (Some(after), _) => format!("?after={after}"),
-            (None, Some(tail)) => format!("?tail={tail}"),
-            (None, None) => "?tail=200".to_owned(),
-        };
-        if self.args.follow {
-            query.push_str("&follow=true");
+        let mut query = format!("?follow={}", self.args.follow);
+        match (self.shown.after, self.args.tail) {
+            (Some(after), _) => query.push_str(&format!("&after={after}")),
+            (None, Some(tail)) => query.push_str(&format!("&tail={tail}")),
+            (None, None) => {}
+        }
+        // Where it is asked for again, what was meant at first.
+        let since_then = self.began.elapsed().as_secs();
+        for (name, moment) in [("since", self.args.since), ("until", self.args.until)] {
+            match moment.map(|moment| moment.later(since_then)) {
+                Some(Moment::AgoS(ago)) => query.push_str(&format!("&{name}={ago}s")),
+                Some(Moment::At(at)) => query.push_str(&format!("&{name}={}", seg(&when(&json!(at))))),
+                None => {}
+            }
         }
         if !self.args.service.is_empty() {
             query.push_str(&format!("&service={}", seg(&self.args.service.join(","))));
         }
         if let Some(search) = &self.args.search {
-            query.push_str(&format!("&search={}", seg(search)));
+            query.push_str(&format!("&search={}&match_case={}", seg(search), self.args.match_case));
         }
         let request = self.api.request(Method::GET, &format!("{}{query}", self.path));
         let asked = tokio::time::timeout(SILENCE, self.api.send(&self.what, request)).await;
@@ -203,7 +212,10 @@ impl Reading<'_> {
 /// Whether it may go better the next time.
 fn passes(failure: &Failure) -> bool {
     matches!(failure.kind, Kind::Network | Kind::Timeout)
-        || matches!(failure.code.as_str(), "device_away" | "not_supported" | "too_many_streams")
+        || matches!(
+            failure.code.as_str(),
+            "device_away" | "no_websocket" | "not_supported" | "too_many_streams"
+        )
 }
 
 /// What was shown.

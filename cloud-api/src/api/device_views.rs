@@ -37,6 +37,8 @@ pub struct Device {
     pub clone_suspected: bool,
     /// Whether it holds a connection or was heard within 90 s.
     pub online: bool,
+    /// What its channel goes by: `socket`, or `exchange` (long polling: no logs, terminals or live metrics); absent without one.
+    pub channel: Option<&'static str>,
     /// Unix seconds of the last contact.
     pub last_seen: Option<u64>,
     /// OCI architecture.
@@ -341,11 +343,13 @@ impl<'a> Viewer<'a> {
             epoch: row.assign_epoch.unwrap_or(0).unsigned_abs(),
         });
         let running = running(fleet.app_id, &row, release);
+        let channel = self.app.channels.kind(row.id()?);
         let (os, agent) = (self.os(&row).await?, self.agent(&row).await?);
         Ok(Device {
             os,
             agent,
             online,
+            channel,
             last_seen,
             device_id: row.device_id,
             fleet: fleet.slug.clone(),

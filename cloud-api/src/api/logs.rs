@@ -1,6 +1,6 @@
 //! Logs of a device's services: read from the device while somebody asks, and kept nowhere here.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     body::Body,
@@ -10,9 +10,9 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use copal_protocol::{
-    channel::StreamOf,
+    channel::{OpenLogs, StreamOf},
     ids::Name,
-    logs::{LogLine, MAX_RECORD, MAX_TAIL},
+    logs::{LogLine, MAX_RECORD, MAX_SEARCH, MAX_TAIL, Moment, Only, Sieve},
 };
 use futures_util::stream;
 use serde::Deserialize;
@@ -23,7 +23,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{Path, Query, devices::device};
 use crate::{
-    app::App,
+    app::{self, App},
     audit,
     auth::{Act, Caller},
     channel::{Came, CloudStream},
@@ -40,8 +40,6 @@ const LIFETIME: Duration = Duration::from_secs(15 * 60);
 const TAIL: u32 = 200;
 /// Services in one request.
 const MAX_SERVICES: usize = 32;
-/// The most characters that are searched for.
-const MAX_SEARCH: usize = 200;
 
 /// Routes of logs.
 pub fn router() -> OpenApiRouter<App> {
@@ -57,13 +55,20 @@ pub struct Params {
     service: Option<String>,
     /// Lines after this number (`seq`); `Last-Event-ID` means the same.
     after: Option<u64>,
-    /// So many lines from before, at most 100,000; 200 where neither this nor `after` is given.
+    /// So many of the wanted lines from before, at most 100,000; where neither this nor `after` is given 200, with `since` all.
     tail: Option<u32>,
+    /// Only lines said then or later, by the device's clock: `10m`, `2h30m` or `7d` before now, or RFC 3339 (UTC without an offset).
+    since: Option<String>,
+    /// Only lines said before then, written as `since`; not with `follow`.
+    until: Option<String>,
     /// Go on with what comes.
     #[serde(default)]
     follow: bool,
-    /// Only lines with this text in them, whatever their case.
+    /// Only lines with this text in them, as it is, of at most 200 characters; upper and lower case are the same.
     search: Option<String>,
+    /// Upper and lower case differ in what is searched for.
+    #[serde(default)]
+    match_case: bool,
     /// As a file to keep.
     #[serde(default)]
     download: bool,
@@ -73,12 +78,13 @@ pub struct Params {
 /// server-sent events where `Accept` asks for `text/event-stream`. Lines rise by `seq`; `n` has no gap within a service but where
 /// the device let go of lines, and `dropped` counts lines that were over the service's rate. The last object may be
 /// `{"end": {"code", "message"}}`: `device_away` where the device went, `renew` where it is time to come again after the last `seq`.
-/// Empty lines are signs of life. Needs the role viewer.
+/// Empty lines are signs of life. The device itself leaves out what is not wanted; of one whose agent is too old for
+/// that the cloud does, and `tail` counts what is looked through. Needs the role viewer.
 #[utoipa::path(get, path = "/fleets/{slug}/devices/{id}/logs", tag = "devices",
     params(("slug" = String, Path, description = "The fleet."), ("id" = String, Path, description = "The device."), Params),
     responses((status = 200, description = "Lines", content_type = "application/x-ndjson"),
         (status = 400, description = "`logs_invalid`"),
-        (status = 409, description = "`device_away`, `device_not_accepted`, `not_supported`, `service_unknown`"),
+        (status = 409, description = "`device_away`, `device_not_accepted`, `no_websocket`, `not_supported`, `service_unknown`"),
         (status = 503, description = "`too_many_streams`")))]
 pub(crate) async fn logs(
     State(app): State<App>,
@@ -97,21 +103,26 @@ pub(crate) async fn logs(
     })?;
     let asked = Asked::of(&params, &headers)?;
     let detail = json!({
-        "services": asked.services, "after": asked.after, "tail": asked.tail, "follow": params.follow,
-        "search": params.search,
+        "services": asked.open.services, "after": asked.open.after, "tail": asked.open.tail, "follow": params.follow,
+        "search": params.search, "since": params.since, "until": params.until,
     });
     // Written before anything is read: whoever looked is on record, whatever came of it.
     let mut tx = app.db.write().await?;
     audit::record(&mut tx, &caller, "logs.read", &format!("device:{id}"), detail).await?;
     tx.commit().await?;
-    let Asked { services, after, tail, follow, .. } = asked.clone();
-    let of = StreamOf::Logs { services, after, tail, follow };
-    let stream = app.channels.open_stream(row.id()?, of).await?;
-    let (sse, name) = (asked.sse, row.name);
+    let Asked { open, sse } = asked;
+    let follow = open.follow;
+    // Of a device that cannot itself; then by this clock, for want of the device's.
+    let sieve = Sieve::new(&open, app::now());
+    let stream = app.channels.open_stream(row.id()?, StreamOf::Logs(open)).await?;
+    let sieve = if stream.sieves() { Sieve::default() } else { sieve };
+    let name = row.name;
     let reader = Reader {
         app,
         stream,
-        asked,
+        sieve,
+        sse,
+        follow,
         rest: BytesMut::new(),
         until: Instant::now() + LIFETIME,
         over: false,
@@ -139,12 +150,7 @@ pub(crate) async fn logs(
 /// What was asked for, checked.
 #[derive(Debug, Clone)]
 struct Asked {
-    services: Vec<Name>,
-    after: Option<u64>,
-    tail: u32,
-    follow: bool,
-    /// In lower case.
-    search: Option<Arc<str>>,
+    open: OpenLogs,
     sse: bool,
 }
 
@@ -164,11 +170,22 @@ impl Asked {
             parsed.map_err(|_| bad("service holds something that is no service's name.".to_owned()))
         });
         let services = services.collect::<Result<Vec<Name>>>()?;
-        let search = params.search.as_deref().map(str::to_lowercase).filter(|text| !text.is_empty());
+        let search = params.search.clone().filter(|text| !text.is_empty());
         if search.as_ref().is_some_and(|text| text.chars().count() > MAX_SEARCH) {
             return Err(bad(format!("search has at most {MAX_SEARCH} characters.")));
         }
-        let tail = params.tail.unwrap_or(TAIL);
+        let moment = |name: &str, text: &Option<String>| {
+            let parsed = text.as_deref().map(str::parse::<Moment>).transpose();
+            parsed.map_err(|e| bad(format!("{name}: {e}.")))
+        };
+        let (since, until) = (moment("since", &params.since)?, moment("until", &params.until)?);
+        if until.is_some() && params.follow {
+            return Err(bad("What follows has no end: leave out until or follow.".to_owned()));
+        }
+        if since.zip(until).is_some_and(|(since, until)| since.is_past(until)) {
+            return Err(bad("since is not before until.".to_owned()));
+        }
+        let tail = params.tail.unwrap_or(if since.is_some() { MAX_TAIL } else { TAIL });
         if tail > MAX_TAIL {
             return Err(bad(format!("tail is at most {MAX_TAIL}.")));
         }
@@ -177,8 +194,9 @@ impl Asked {
             return Err(bad("after is no number of a line.".to_owned()));
         }
         let sse = header("accept").is_some_and(|accept| accept.contains("text/event-stream"));
-        let follow = params.follow;
-        Ok(Self { services, after, tail, follow, search: search.map(Arc::from), sse })
+        let only = Only { since, until, search, match_case: params.match_case };
+        let only = (only != Only::default()).then_some(only);
+        Ok(Self { open: OpenLogs { services, after, tail, follow: params.follow, only }, sse })
     }
 }
 
@@ -186,7 +204,10 @@ impl Asked {
 struct Reader {
     app: App,
     stream: CloudStream,
-    asked: Asked,
+    /// Of what the device does not leave out by itself.
+    sieve: Sieve,
+    sse: bool,
+    follow: bool,
     /// A line that has not ended yet.
     rest: BytesMut,
     until: Instant,
@@ -207,7 +228,7 @@ impl Reader {
             let came = tokio::select! {
                 came = self.stream.recv() => came,
                 () = tokio::time::sleep(HEARTBEAT) => return Some((Ok(Bytes::from_static(b"\n")), self)),
-                () = tokio::time::sleep_until(self.until), if self.asked.follow => {
+                () = tokio::time::sleep_until(self.until), if self.follow => {
                     return Some(self.end("renew", "Come again after the last number."));
                 }
                 () = self.app.stopping.cancelled() => {
@@ -242,22 +263,15 @@ impl Reader {
             }
             let line: LogLine = serde_json::from_slice(&self.rest)?;
             self.rest.clear();
-            if self.wants(&line) {
+            if self.sieve.takes(&line) {
                 self.say(&mut out, Some(line.seq), &serde_json::to_string(&line)?);
             }
         }
         Ok(out)
     }
 
-    fn wants(&self, line: &LogLine) -> bool {
-        match (&self.asked.search, &line.line) {
-            (Some(search), Some(text)) => text.to_lowercase().contains(&**search),
-            _ => true,
-        }
-    }
-
     fn say(&self, out: &mut BytesMut, seq: Option<u64>, text: &str) {
-        if self.asked.sse {
+        if self.sse {
             if let Some(seq) = seq {
                 out.extend_from_slice(format!("id: {seq}\n").as_bytes());
             }
@@ -292,21 +306,32 @@ mod tests {
     fn what_is_asked_for_is_bounded() {
         let none = HeaderMap::new();
         let asked = Asked::of(&params("{}"), &none).unwrap();
-        assert_eq!((asked.tail, asked.after, asked.services.len(), asked.sse), (TAIL, None, 0, false));
-        let asked =
-            Asked::of(&params(r#"{"service": "web,db,", "after": 7, "search": "ÄRGER"}"#), &none).unwrap();
-        assert_eq!((asked.services.len(), asked.after, asked.search.as_deref()), (2, Some(7), Some("ärger")));
+        assert_eq!(asked.open, OpenLogs { tail: TAIL, ..OpenLogs::default() });
+        assert!(!asked.sse);
+        let asked = Asked::of(&params(r#"{"service": "web,db,", "after": 7, "search": "ÄRGER"}"#), &none)
+            .unwrap()
+            .open;
+        assert_eq!((asked.services.len(), asked.after), (2, Some(7)));
+        assert_eq!(asked.only, Some(Only { search: Some("ÄRGER".to_owned()), ..Only::default() }));
+        let asked = params(r#"{"since": "10m", "until": "2026-11-23T08:00", "search": "", "tail": 5}"#);
+        let asked = Asked::of(&asked, &none).unwrap().open;
+        let (since, until) = (Some(Moment::AgoS(600)), Some(Moment::At(1_795_420_800)));
+        assert_eq!((asked.tail, asked.only), (5, Some(Only { since, until, ..Only::default() })));
+        assert_eq!(Asked::of(&params(r#"{"since": "10m"}"#), &none).unwrap().open.tail, MAX_TAIL);
         let mut resumed = HeaderMap::new();
         resumed.insert("last-event-id", HeaderValue::from_static("9"));
         resumed.insert("accept", HeaderValue::from_static("text/event-stream"));
         let asked = Asked::of(&params(r#"{"after": 7}"#), &resumed).unwrap();
-        assert_eq!((asked.after, asked.sse), (Some(9), true));
+        assert_eq!((asked.open.after, asked.sse), (Some(9), true));
         for bad in [
             json!({"service": "../x"}),
             json!({"service": "a,".repeat(33)}),
             json!({"tail": MAX_TAIL + 1}),
             json!({"search": "x".repeat(MAX_SEARCH + 1)}),
             json!({"after": 1_u64 << 53}),
+            json!({"since": "yesterday"}),
+            json!({"until": "10m", "follow": true}),
+            json!({"since": "5m", "until": "10m"}),
         ] {
             let refused = Asked::of(&params(&bad.to_string()), &none).unwrap_err();
             assert_eq!(refused.code(), "logs_invalid", "{bad}");

@@ -34,7 +34,7 @@ pub fn router() -> OpenApiRouter<App> {
 #[utoipa::path(post, path = "/fleets/{slug}/devices/{id}/support-bundle", tag = "devices",
     params(("slug" = String, Path, description = "The fleet."), ("id" = String, Path, description = "The device.")),
     responses((status = 200, description = "The bundle", content_type = "application/gzip", body = Vec<u8>),
-        (status = 409, description = "`device_away`, `not_supported`, `busy`"),
+        (status = 409, description = "`device_away`, `no_websocket`, `not_supported`, `busy`"),
         (status = 404, description = "`not_found`")))]
 pub(crate) async fn create(
     State(app): State<App>,

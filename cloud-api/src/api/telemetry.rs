@@ -258,7 +258,7 @@ pub(crate) async fn metrics(
 #[utoipa::path(get, path = "/fleets/{slug}/devices/{id}/metrics/live", tag = "devices",
     params(("slug" = String, Path, description = "The fleet."), ("id" = String, Path, description = "The device.")),
     responses((status = 200, description = "A stream of events", content_type = "text/event-stream"),
-        (status = 409, description = "`device_away`, `not_supported`, `over_budget`"),
+        (status = 409, description = "`device_away`, `no_websocket`, `not_supported`, `over_budget`"),
         (status = 503, description = "`too_many_streams`")))]
 pub(crate) async fn live(
     State(app): State<App>,

@@ -171,7 +171,7 @@ async fn session(app: &App, fleet: &FleetRow, id: &str) -> Result<SessionRow> {
     params(("slug" = String, Path, description = "The fleet."), ("id" = String, Path, description = "The device.")),
     responses((status = 201, body = Session),
         (status = 403, description = "`role_insufficient`"),
-        (status = 409, description = "`terminal_off`, `terminal_stopped`, `device_away`, `device_not_accepted`, `clone_suspected`"),
+        (status = 409, description = "`terminal_off`, `terminal_stopped`, `device_away`, `no_websocket`, `device_not_accepted`, `clone_suspected`"),
         (status = 422, description = "`reason_missing`, `reason_invalid`, `target_invalid`, `size_invalid`, `bound_invalid`"),
         (status = 503, description = "`too_many_sessions`")))]
 pub(crate) async fn open(

@@ -279,6 +279,14 @@ impl Memory {
         }
     }
 
+    /// By what a device has a channel, where it has one: `socket` or `exchange`.
+    pub(crate) fn kind(&self, device: DeviceId) -> Option<&'static str> {
+        self.turn(device).map(|turn| match turn.kind {
+            Kind::Socket => "socket",
+            Kind::Exchange => "exchange",
+        })
+    }
+
     /// Whether a device has a channel.
     pub(crate) fn is_open(&self, device: DeviceId) -> bool {
         self.turn(device).is_some()

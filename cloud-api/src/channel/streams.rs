@@ -19,6 +19,7 @@ use copal_protocol::{
     channel::{self, Closed, CloudFrame, Credit, DeviceFrame, MAX_STREAMS, Open, StreamOf},
     flow::{self, Overrun, Window},
     ids::DeviceId,
+    logs::FEATURE_ONLY,
     text::inert,
 };
 use http::StatusCode;
@@ -39,8 +40,10 @@ const PIECE: usize = 16 << 10;
 pub(crate) enum StreamError {
     /// The device has no channel, or lost it, or did not answer.
     DeviceAway,
-    /// Its agent has no streams of that kind, or its network lets no WebSocket through.
-    NotSupported(&'static str),
+    /// Its agent has no streams of that kind.
+    NotSupported,
+    /// It has its channel by long poll.
+    NoWebSocket,
     /// The device has as many as it may, or all devices together.
     TooMany,
     /// The device said no.
@@ -54,7 +57,18 @@ impl From<StreamError> for Problem {
                 "device_away",
                 "The device is not connected now, or did not answer. Try again when it is online.",
             ),
-            StreamError::NotSupported(why) => Self::conflict("not_supported", why),
+            StreamError::NotSupported => Self::conflict(
+                "not_supported",
+                "The device's agent has no streams of that kind; a newer one may.",
+            ),
+            StreamError::NoWebSocket => Self::conflict(
+                "no_websocket",
+                "The device is connected by long polling, since something between it and this server lets no WebSocket \
+                 through: a reverse proxy that does not pass the header Upgrade on, or a proxy where the device is. Logs, \
+                 terminals, live metrics and support bundles need one; commands and deploys do not. How a proxy is set up is in \
+                 docs/operations.md (\"A proxy in front\"); the device tries a WebSocket again every quarter of an hour, and when \
+                 its agent starts.",
+            ),
             StreamError::TooMany => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too_many_streams",
@@ -85,17 +99,25 @@ pub(super) struct Features {
     terminal: bool,
     metrics: bool,
     bundle: bool,
+    /// It leaves out by itself what is not wanted of a log.
+    only: bool,
 }
 
 impl Features {
     pub(super) fn of(words: &[String]) -> Self {
         let has = |word: &str| words.iter().any(|w| w == word);
-        Self { logs: has("logs"), terminal: has("terminal"), metrics: has("metrics"), bundle: has("bundle") }
+        Self {
+            logs: has("logs"),
+            terminal: has("terminal"),
+            metrics: has("metrics"),
+            bundle: has("bundle"),
+            only: has(FEATURE_ONLY),
+        }
     }
 
     fn have(self, of: &StreamOf) -> bool {
         match of {
-            StreamOf::Logs { .. } => self.logs,
+            StreamOf::Logs(_) => self.logs,
             StreamOf::Terminal(_) => self.terminal,
             StreamOf::Metrics {} => self.metrics,
             StreamOf::Bundle {} => self.bundle,
@@ -294,18 +316,20 @@ impl Memory {
     pub(crate) async fn open_stream(
         &self,
         device: DeviceId,
-        of: StreamOf,
+        mut of: StreamOf,
     ) -> Result<CloudStream, StreamError> {
         let turn = self.turn(device).ok_or(StreamError::DeviceAway)?;
         if turn.kind == Kind::Exchange {
-            return Err(StreamError::NotSupported(
-                "The device's network lets no WebSocket through, and streams need one.",
-            ));
+            return Err(StreamError::NoWebSocket);
         }
         if !turn.features.have(&of) {
-            return Err(StreamError::NotSupported(
-                "The device's agent has no streams of that kind; a newer one may.",
-            ));
+            return Err(StreamError::NotSupported);
+        }
+        if let StreamOf::Logs(open) = &mut of
+            && !turn.features.only
+        {
+            // A field that it does not know would end its channel.
+            open.only = None;
         }
         let place = Place::take(&self.streams, MOST).ok_or(StreamError::TooMany)?;
         let (stream, shared) = turn.streams.add(of)?;
@@ -333,6 +357,11 @@ impl CloudStream {
             }
             self.shared.came.notified().await;
         }
+    }
+
+    /// Whether the device leaves out by itself what is not wanted of a log.
+    pub(crate) fn sieves(&self) -> bool {
+        self.turn.features.only
     }
 
     /// What comes next: data, and at last its end. Nothing is lost when the wait is given up. Asking for more is what gives the

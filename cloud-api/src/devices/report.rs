@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use copal_protocol::{
-    documents::{Document as _, LockState, Progress, Reason, Report},
+    documents::{Document as _, LockState, MAX_TAIL_LINE, Progress, Reason, Report, bound_tail},
     envelope::Envelope,
     verify,
 };
@@ -208,10 +208,12 @@ const fn lock_word(lock: LockState) -> &'static str {
 
 /// A reason within bounds, whatever the device sent.
 fn clean(reason: &Reason) -> Reason {
+    let mut log_tail: Vec<String> = reason.log_tail.iter().map(|line| short(line, MAX_TAIL_LINE)).collect();
+    bound_tail(&mut log_tail);
     Reason {
         code: short(&reason.code, 64),
         message: short(&reason.message, TEXT),
-        log_tail: reason.log_tail.iter().rev().take(50).rev().map(|line| short(line, 500)).collect(),
+        log_tail,
         ..reason.clone()
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     app::{self, App},
     audit,
     auth::{self, Act, Caller},
+    channel::StreamError,
     devices::{memory, rows::by_id_in},
     error::{Problem, Result},
     store::fleets::{self, FleetRow},
@@ -47,7 +48,7 @@ pub(super) fn needs(target: &TerminalTarget) -> Act {
 ///
 /// # Errors
 /// `role_insufficient`, `reason_missing`, `reason_invalid`, `size_invalid`, `bound_invalid`, `terminal_off`, `terminal_stopped`, `device_not_accepted`, `clone_suspected`,
-/// `device_away`, `too_many_sessions`.
+/// `device_away`, `no_websocket`, `too_many_sessions`.
 pub(crate) async fn make(
     app: &App,
     caller: &Caller,
@@ -105,9 +106,10 @@ pub(crate) async fn make(
         let why = "Two hold this device's key. Decide first who the device is: `copal device accept`.";
         return Err(Problem::conflict("clone_suspected", why));
     }
-    if !app.channels.is_open(device) {
-        let why = "The device is not connected now. Try again when it is online.";
-        return Err(Problem::conflict("device_away", why));
+    match app.channels.kind(device) {
+        None => return Err(StreamError::DeviceAway.into()),
+        Some("exchange") => return Err(StreamError::NoWebSocket.into()),
+        Some(_) => {}
     }
     let new = New {
         id: auth::random_id()?,

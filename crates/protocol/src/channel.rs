@@ -14,6 +14,7 @@ use crate::{
     envelope::Envelope,
     ids::{CommandId, Name, SessionId, Sha256Hex},
     json::{self, JsonError},
+    logs::Only,
 };
 
 /// The WebSocket's subprotocol: the version of all this.
@@ -291,20 +292,7 @@ pub struct Open {
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum StreamOf {
     /// Lines of logs, each a JSON object and a line end.
-    Logs {
-        /// Of these services; empty: all.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        services: Vec<Name>,
-        /// After this number; absent: the newest `tail` lines.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        after: Option<u64>,
-        /// How many lines from before.
-        #[serde(default)]
-        tail: u32,
-        /// Whether to go on with what comes.
-        #[serde(default)]
-        follow: bool,
-    },
+    Logs(OpenLogs),
     /// A shell's terminal, bytes both ways. Where the device's Root asks for grants, [`records`](crate::terminal) instead.
     Terminal(OpenTerminal),
     /// Samples of metrics every [`LIVE_S`](crate::telemetry::LIVE_S) seconds, each a [`Summary`](crate::telemetry::Summary) and a
@@ -315,6 +303,27 @@ pub enum StreamOf {
     /// Of a later version: refused, and no reason to end the channel.
     #[serde(other, skip_serializing)]
     Unknown,
+}
+
+/// Logs the cloud wants.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenLogs {
+    /// Of these services; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<Name>,
+    /// After this number; absent: the newest `tail` lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
+    /// How many lines from before, of those that are wanted.
+    #[serde(default)]
+    pub tail: u32,
+    /// Whether to go on with what comes.
+    #[serde(default)]
+    pub follow: bool,
+    /// Which of them; absent: all. Told only to a device that says it has [`FEATURE_ONLY`](crate::logs::FEATURE_ONLY).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only: Option<Only>,
 }
 
 /// A terminal the cloud wants.
@@ -454,7 +463,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{documents::Act, testing::OwnerKeys};
+    use crate::{documents::Act, logs::Moment, testing::OwnerKeys};
 
     #[track_caller]
     fn there_and_back<F: Frame + PartialEq + std::fmt::Debug>(frame: &F, wire: &Value) {
@@ -496,10 +505,22 @@ mod tests {
             &DeviceFrame::Credit(Credit { stream: 3, bytes: 9 }),
             &json!({"t": "credit", "stream": 3, "bytes": 9}),
         );
-        let of = StreamOf::Logs { services: vec![], after: None, tail: 10, follow: true };
+        let of = StreamOf::Logs(OpenLogs { tail: 10, follow: true, ..OpenLogs::default() });
         there_and_back(
             &CloudFrame::Open(Open { stream: 3, of }),
             &json!({"t": "open", "stream": 3, "of": {"kind": "logs", "tail": 10, "follow": true}}),
+        );
+        let only = Only {
+            since: Some(Moment::AgoS(600)),
+            until: Some(Moment::At(1_800_000_000)),
+            search: Some("oops".to_owned()),
+            match_case: true,
+        };
+        let of = StreamOf::Logs(OpenLogs { after: Some(7), only: Some(only), ..OpenLogs::default() });
+        there_and_back(
+            &CloudFrame::Open(Open { stream: 3, of }),
+            &json!({"t": "open", "stream": 3, "of": {"kind": "logs", "after": 7, "tail": 0, "follow": false, "only":
+                {"since": {"ago_s": 600}, "until": {"at": 1_800_000_000}, "search": "oops", "match_case": true}}}),
         );
         let session_id = SessionId::from_bytes([7; 16]);
         for (target, wire) in [

@@ -5,6 +5,8 @@
 //! open ──▶ a source of its kind, a task of its own ──data, closed──▶ the socket
 //!          ◀──data, resize, credit, closed── the socket
 //! ```
+//! Terminals and live metrics have a way out of their own and go first: a log or a bundle with much to say does not hold up what a person
+//! types. After [`FAIR`] messages in a row of the first, the others have one.
 //! A source waits when it has no credit, so a reader that stops costs the device what is under way and nothing more. A stream
 //! ends when its source does, when the cloud closes it, or with the channel; a source that does not end then is cut off.
 //! Never here: what a stream carries.
@@ -20,15 +22,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use copal_protocol::channel::{Closed, Credit, DeviceFrame, MAX_STREAMS, Open, StreamOf};
+use copal_protocol::{
+    channel::{Closed, Credit, DeviceFrame, MAX_STREAMS, Open, StreamOf},
+    documents::TerminalTarget,
+    logs::FEATURE_ONLY,
+};
 use futures_util::future::BoxFuture;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use self::io::Shared;
 pub use self::io::{Gone, Input, StreamIo};
 
-/// Messages of data that wait to be sent, of all streams together.
+/// Messages of data that wait to be sent, of all streams of a lane together.
 const ROOM: usize = 4;
+/// Messages of the first lane in a row, while the other waits.
+const FAIR: u32 = 8;
 /// How long a source may go on after its stream is no more.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -86,13 +94,14 @@ impl Kinds {
             ("terminal", self.terminal.is_some()),
             ("metrics", self.metrics.is_some()),
             ("bundle", self.bundle.is_some()),
+            (FEATURE_ONLY, self.logs.is_some()),
         ];
         named.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect()
     }
 
     fn of(&self, of: &StreamOf) -> Option<&Arc<dyn Source>> {
         match of {
-            StreamOf::Logs { .. } => self.logs.as_ref(),
+            StreamOf::Logs(_) => self.logs.as_ref(),
             StreamOf::Terminal(_) => self.terminal.as_ref(),
             StreamOf::Metrics {} => self.metrics.as_ref(),
             StreamOf::Bundle {} => self.bundle.as_ref(),
@@ -118,14 +127,38 @@ enum Out {
     End(u32, End),
 }
 
+/// What waits to be said, of streams that matter alike.
+struct Lane {
+    out: (mpsc::UnboundedSender<Out>, mpsc::UnboundedReceiver<Out>),
+    room: Arc<Semaphore>,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        // Data takes its room first, and other frames are few: one or two a stream, and one for half its credit.
+        Self { out: mpsc::unbounded_channel(), room: Arc::new(Semaphore::new(ROOM)) }
+    }
+}
+
+/// Whether somebody waits for each byte of it.
+fn goes_first(of: &StreamOf) -> bool {
+    match of {
+        StreamOf::Terminal(open) => !matches!(open.target, TerminalTarget::Recording(_)),
+        StreamOf::Metrics {} => true,
+        StreamOf::Logs(_) | StreamOf::Bundle {} | StreamOf::Unknown => false,
+    }
+}
+
 /// The streams of one channel.
 pub(super) struct Streams {
     kinds: Kinds,
     open: HashMap<u32, Arc<Shared>>,
     /// Sources that have not ended, those of streams that are no more among them.
     sources: Arc<AtomicUsize>,
-    room: Arc<Semaphore>,
-    out: (mpsc::UnboundedSender<Out>, mpsc::UnboundedReceiver<Out>),
+    first: Lane,
+    then: Lane,
+    /// What was taken from the first lane since the other had something.
+    in_a_row: u32,
 }
 
 impl Streams {
@@ -134,9 +167,9 @@ impl Streams {
             kinds,
             open: HashMap::new(),
             sources: Arc::default(),
-            room: Arc::new(Semaphore::new(ROOM)),
-            // Data takes its room first, and other frames are few: one or two a stream, and one for half its credit.
-            out: mpsc::unbounded_channel(),
+            first: Lane::default(),
+            then: Lane::default(),
+            in_a_row: 0,
         }
     }
 
@@ -153,8 +186,9 @@ impl Streams {
         }
         let shared = Arc::new(Shared::default());
         self.open.insert(stream, shared.clone());
-        let io = StreamIo::new(stream, shared.clone(), self.out.0.clone(), self.room.clone());
-        let mut running = Running::new(stream, &self.sources, self.out.0.clone());
+        let lane = if goes_first(&of) { &self.first } else { &self.then };
+        let io = StreamIo::new(stream, shared.clone(), lane.out.0.clone(), lane.room.clone());
+        let mut running = Running::new(stream, &self.sources, lane.out.0.clone());
         let source = source.run(of, io);
         tokio::spawn(async move {
             let over = async {
@@ -202,7 +236,7 @@ impl Streams {
     /// The next to say, when there is something. Nothing is lost when the wait for it is given up.
     pub(super) async fn next(&mut self) -> Say {
         loop {
-            match self.out.1.recv().await {
+            match self.recv().await {
                 Some(Out::Say(say)) if self.wanted(&say) => return say,
                 Some(Out::Say(_)) => {}
                 Some(Out::End(stream, end)) => {
@@ -215,6 +249,17 @@ impl Streams {
                 None => std::future::pending().await,
             }
         }
+    }
+
+    async fn recv(&mut self) -> Option<Out> {
+        let (first, then) = (self.first.out.1.recv(), self.then.out.1.recv());
+        let (is_first, out) = if self.in_a_row < FAIR {
+            tokio::select! { biased; out = first => (true, out), out = then => (false, out) }
+        } else {
+            tokio::select! { biased; out = then => (false, out), out = first => (true, out) }
+        };
+        self.in_a_row = if is_first { self.in_a_row.saturating_add(1) } else { 0 };
+        out
     }
 
     /// Whether the stream is still open: what was on its way when the cloud closed it is of no use.

@@ -1,6 +1,10 @@
 //! Streams without a socket: a source on one side, the frames on the other.
 
-use copal_protocol::{channel::FIRST_CREDIT, flow::Window, ids::CommandId};
+use copal_protocol::{
+    channel::{FIRST_CREDIT, OpenLogs, OpenTerminal},
+    flow::Window,
+    ids::{CommandId, SessionId},
+};
 use futures_util::FutureExt as _;
 
 use super::*;
@@ -25,7 +29,23 @@ fn streams<R: Future<Output = End> + Send + 'static>(
 }
 
 fn logs(stream: u32) -> Open {
-    Open { stream, of: StreamOf::Logs { services: vec![], after: None, tail: 0, follow: true } }
+    Open { stream, of: StreamOf::Logs(OpenLogs { follow: true, ..OpenLogs::default() }) }
+}
+
+fn terminal(stream: u32, target: TerminalTarget) -> Open {
+    let of = StreamOf::Terminal(OpenTerminal {
+        session_id: SessionId::from_bytes([7; 16]),
+        target,
+        cols: 80,
+        rows: 24,
+        who: "anna".to_owned(),
+        reason: "it is slow".to_owned(),
+        max_s: 60,
+        idle_s: 60,
+        max_bytes: 1 << 20,
+        mode: None,
+    });
+    Open { stream, of }
 }
 
 fn end(code: &str, stream: u32, frame: &DeviceFrame) -> bool {
@@ -103,6 +123,39 @@ async fn a_stream_that_waits_for_credit_holds_no_other_up() {
     let rest = until_quiet(&mut streams).await;
     assert_eq!(bytes_of(&rest), 200_000 - FIRST_CREDIT as usize);
     assert!(matches!(rest.last(), Some(Say::Frame(frame)) if end("ended", 3, frame)), "its end comes last");
+}
+
+#[tokio::test]
+async fn a_terminal_goes_before_logs_and_recordings_which_still_have_their_turn() {
+    let floods = |io: StreamIo| async move {
+        while io.send(Bytes::from(vec![7; io::PIECE])).await.is_ok() {}
+        End::ended()
+    };
+    let source: Arc<dyn Source> = Arc::new(By(floods));
+    let kinds = Kinds { logs: Some(source.clone()), terminal: Some(source), ..Kinds::default() };
+    let mut streams = Streams::new(kinds);
+    streams.open(logs(1));
+    streams.open(terminal(2, TerminalTarget::Recording(SessionId::from_bytes([9; 16]))));
+    streams.open(terminal(3, TerminalTarget::Host));
+    for stream in 1..=3 {
+        streams.credit(Credit { stream, bytes: 8 << 20 });
+    }
+    let mut order = Vec::new();
+    while order.len() < 12 * (FAIR as usize + 1) {
+        // All of them have something to say whenever one may.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        match said(&mut streams).await {
+            Say::Data { stream, .. } | Say::Frame(DeviceFrame::Opened { stream }) => order.push(stream),
+            Say::Frame(frame) => panic!("{frame:?}"),
+        }
+    }
+    let turns: Vec<&[u32]> = order.split(|stream| *stream != 3).collect();
+    assert!(turns.iter().all(|turn| turn.len() <= FAIR as usize), "nobody waits for ever: {order:?}");
+    let whole = turns.iter().filter(|turn| turn.len() == FAIR as usize).count();
+    assert!(whole >= turns.len() - 2, "and the terminal waits for one message at most: {order:?}");
+    assert!(order.contains(&1) && order.contains(&2), "{order:?}");
 }
 
 #[tokio::test]

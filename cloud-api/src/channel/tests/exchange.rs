@@ -85,7 +85,16 @@ async fn a_held_exchange_ends_with_a_revocation_a_newer_one_or_a_channel() {
     assert_eq!(held.unwrap_err(), (StatusCode::FORBIDDEN, "device_revoked".to_owned()));
 
     let other = world.fleet.device(2).await;
+    let of_other = format!("/api/v1/devices/{}", other.id);
+    assert_eq!(fleet.ok("GET", &of_other, None).await["channel"], Value::Null);
     exchange(&world, &other, 0, vec![DeviceFrame::Hello(hello())]).await.unwrap();
+    assert_eq!(fleet.ok("GET", &of_other, None).await["channel"], "exchange");
+    let refused = fleet.call("GET", &format!("/api/v1/fleets/porch/devices/{}/logs", other.id), None).await;
+    assert_eq!(
+        (refused.status, refused.json()["code"].as_str()),
+        (StatusCode::CONFLICT, Some("no_websocket"))
+    );
+    assert!(refused.json()["detail"].as_str().unwrap().contains("Upgrade"), "which says what to do");
     let (held, ()) = tokio::join!(exchange(&world, &other, 60, vec![]), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
         world.fleet.cloud.app.stopping.cancel();

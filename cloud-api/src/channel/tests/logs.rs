@@ -5,7 +5,10 @@ use axum::{
     http::{Method, Request},
     response::Response,
 };
-use copal_protocol::channel::{Closed, FIRST_CREDIT, StreamOf};
+use copal_protocol::{
+    channel::{Closed, FIRST_CREDIT, OpenLogs, StreamOf},
+    logs::{FEATURE_ONLY, Only},
+};
 use serde_json::json;
 use tower::ServiceExt as _;
 
@@ -57,7 +60,7 @@ async fn lines_of_a_device_reach_who_asked_across_any_cut() {
     let world = World::new().await;
     let (device, mut line) = with_logs(&world, 1).await;
     let (response, open) = asked(&world, &device, &mut line, "?service=web,db&tail=7", "*/*").await;
-    let StreamOf::Logs { services, after, tail, follow } = open.of else { panic!("no logs") };
+    let StreamOf::Logs(OpenLogs { services, after, tail, follow, .. }) = open.of else { panic!("no logs") };
     assert_eq!((services.len(), after, tail, follow), (2, None, 7, false));
     assert_eq!(response.headers()[header::CONTENT_TYPE], "application/x-ndjson");
     let text = format!("{}{}", said(1, "one \u{1b}[31m"), said(2, "Two"));
@@ -81,11 +84,44 @@ async fn lines_of_a_device_reach_who_asked_across_any_cut() {
 }
 
 #[tokio::test]
+async fn a_device_leaves_out_what_is_not_wanted_and_for_an_older_one_the_cloud_does() {
+    let world = World::new().await;
+    let (old, mut line) = with_logs(&world, 1).await;
+    let query = "?since=2026-01-02T03:00&until=2026-01-02T03:05Z&search=Two&match_case=true";
+    let text = [said(1, "Two").replace("T03:04", "T02:59"), said(2, "two"), said(3, "Two"), said(4, "one")];
+    let text = format!("{}{}", text.concat(), said(5, "Two").replace("T03:04", "T03:05"));
+    let (response, open) = asked(&world, &old, &mut line, query, "*/*").await;
+    let all = OpenLogs { tail: 100_000, ..OpenLogs::default() };
+    assert_eq!(open.of, StreamOf::Logs(all.clone()), "what it does not know would end its channel");
+    line.data(open.stream, text.as_bytes()).await;
+    line.say(&DeviceFrame::Closed(Closed::new(open.stream, "ended", ""))).await;
+    let got = lines(response).await;
+    assert_eq!(got.iter().map(|l| l["seq"].as_u64().unwrap()).collect::<Vec<_>>(), [3]);
+
+    let device = world.fleet.device(2).await;
+    let mut line = world.dial(&device).await.unwrap();
+    let features = vec!["logs".to_owned(), FEATURE_ONLY.to_owned()];
+    line.say(&DeviceFrame::Hello(Hello { features, ..hello() })).await;
+    let CloudFrame::Welcome(_) = line.next().await else { panic!("no welcome") };
+    let (response, open) = asked(&world, &device, &mut line, query, "*/*").await;
+    let only = Only {
+        since: Some("2026-01-02T03:00".parse().unwrap()),
+        until: Some("2026-01-02T03:05".parse().unwrap()),
+        search: Some("Two".to_owned()),
+        match_case: true,
+    };
+    assert_eq!(open.of, StreamOf::Logs(OpenLogs { only: Some(only), ..all }));
+    line.data(open.stream, text.as_bytes()).await;
+    line.say(&DeviceFrame::Closed(Closed::new(open.stream, "ended", ""))).await;
+    assert_eq!(lines(response).await.len(), 5, "its clock, its word");
+}
+
+#[tokio::test]
 async fn the_end_of_a_stream_is_told_with_its_reason() {
     let world = World::new().await;
     let (device, mut line) = with_logs(&world, 1).await;
     let (response, open) = asked(&world, &device, &mut line, "?follow=true&after=3", "*/*").await;
-    assert!(matches!(open.of, StreamOf::Logs { after: Some(3), follow: true, .. }));
+    assert!(matches!(open.of, StreamOf::Logs(OpenLogs { after: Some(3), follow: true, .. })));
     line.data(open.stream, said(4, "four").as_bytes()).await;
     line.silence().await;
     drop(line);

@@ -20,8 +20,8 @@ pub use build::BuildRecord;
 pub use freshness::Freshness;
 pub use release::{Compat, HostPayload, ImageRef, Layer, Release, ReleaseKind, ServiceRelease};
 pub use report::{
-    AgentReport, HostReport, LockState, Progress, Reason, Report, RunningService, ServiceState, SlotReport,
-    SlotState,
+    AgentReport, HostReport, LockState, MAX_TAIL_BYTES, MAX_TAIL_LINE, MAX_TAIL_LINES, Progress, Reason,
+    Report, RunningService, ServiceState, SlotReport, SlotState, bound_tail,
 };
 pub use root::{
     AllowPolicy, CloudAddress, EnvMode, Policy, ReleaseMode, Role, RoleKeys, Root, RootKey, TerminalMode,

@@ -132,6 +132,25 @@ pub enum ServiceState {
     Exited,
 }
 
+/// The most last lines that a reason has.
+pub const MAX_TAIL_LINES: usize = 200;
+/// The most bytes of one of them.
+pub const MAX_TAIL_LINE: usize = 500;
+/// The most bytes of all of them. Every report repeats its reason, and must stay well below its own bound, however each byte is
+/// escaped.
+pub const MAX_TAIL_BYTES: usize = 25_000;
+
+/// Lets go of the first of a reason's last lines until they are within their bounds; each is within its own already.
+pub fn bound_tail(lines: &mut Vec<String>) {
+    let mut bytes = 0;
+    let fit = lines.iter().rev().take(MAX_TAIL_LINES).take_while(|line| {
+        bytes += line.len();
+        bytes <= MAX_TAIL_BYTES
+    });
+    let fit = fit.count();
+    lines.drain(..lines.len() - fit);
+}
+
 /// Why a device is not on target: one, the most telling.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -149,7 +168,7 @@ pub struct Reason {
     /// Exit code of that service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i64>,
-    /// Its last lines, at most 50 of 500 bytes.
+    /// Its last lines, within [`MAX_TAIL_LINES`], [`MAX_TAIL_LINE`] and [`MAX_TAIL_BYTES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log_tail: Vec<String>,
 }
