@@ -179,6 +179,32 @@ impl Device {
         io.lines().find_map(|l| l.strip_prefix("write_bytes: ")).unwrap().parse().unwrap()
     }
 
+    /// Sockets on which the agent's process can be spoken to by somebody it did not speak to first: TCP that listens, UDP that is bound
+    /// and not connected. As the kernel shows them: the protocol and the local address.
+    pub fn open_ports(&self) -> Vec<String> {
+        let process = PathBuf::from(format!("/proc/{}", self.pid()));
+        let open = std::fs::read_dir(process.join("fd")).unwrap();
+        let open = open
+            .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok()?.into_os_string().into_string().ok());
+        let open: Vec<String> = open.collect();
+        let mut found = Vec::new();
+        for protocol in ["tcp", "tcp6", "udp", "udp6"] {
+            // Without IPv6 there is no such file.
+            let table = std::fs::read_to_string(process.join("net").join(protocol)).unwrap_or_default();
+            for socket in table.lines().skip(1) {
+                let socket: Vec<&str> = socket.split_whitespace().collect();
+                let (local, remote, state, inode) = (socket[1], socket[2], socket[3], socket[9]);
+                let waits =
+                    if protocol.starts_with("tcp") { state == "0A" } else { remote.ends_with(":0000") };
+                if waits && open.contains(&format!("socket:[{inode}]")) {
+                    found.push(format!("{protocol} {local}"));
+                }
+            }
+        }
+        assert!(open.iter().any(|fd| fd.starts_with("socket:")), "its channel is a socket: {open:?}");
+        found
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().and_then(Child::id).unwrap()
     }

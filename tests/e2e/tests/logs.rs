@@ -135,6 +135,23 @@ async fn too_much_is_counted_secrets_stay_and_lines_outlive_their_service() {
     let texts: Vec<&str> = some.iter().filter_map(|line| line["line"].as_str()).collect();
     assert!(texts.contains(&"chat 77") && texts.iter().all(|text| text.contains("chat 77")), "{texts:?}");
 
+    // The device looks, so that two lines of thousands are what comes, and its clock counts.
+    let some =
+        history(&world, &["--service", "chatty", "--search", "Chat 7", "--match-case", "--tail", "2"]).await;
+    assert!(some.iter().all(|line| line["line"].is_null()), "{some:?}");
+    let args = ["--service", "chatty", "--search", "CHAT 7", "--tail", "2", "--since", "1h", "--until", "0s"];
+    let some = history(&world, &args).await;
+    assert_eq!(some.iter().filter(|line| line["line"].is_string()).count(), 2, "{some:?}");
+    let all = history(&world, &["--service", "chatty", "--since", "1h"]).await;
+    assert_eq!(
+        all.iter().filter(|line| line["line"].is_string()).count() as u64,
+        told.0,
+        "all, not the last 200"
+    );
+    assert!(history(&world, &["--until", "2020-01-01"]).await.is_empty());
+    let refused = world.owner.run(&["logs", &world.devices[0].prefix, "--since", "yesterday"], "").await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("10m"), "{refused:?}");
+
     let lines = history(&world, &["--service", "quiet"]).await;
     let line = |n: usize| lines[n]["line"].as_str().unwrap();
     let stderr = lines.iter().find(|line| line["stderr"] == true).unwrap();

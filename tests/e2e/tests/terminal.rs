@@ -55,6 +55,16 @@ async fn a_person_types_resizes_and_leaves_and_the_terminal_is_as_before() {
     assert!(text(&there).contains("it looks odd"), "{}", text(&there));
     let live = world.owner.json(&["sessions", "list", "--live"]).await;
     assert_eq!(live["items"][0]["state"], "open", "{live}");
+    // While that and logs are open, nobody can reach the agent but by what it opened itself.
+    let mut logs = tokio::process::Command::from(copal(&world, &["logs", &name, "-f"]));
+    let _logs = logs.stdout(std::process::Stdio::null()).kill_on_drop(true).spawn().unwrap();
+    eventually("the logs are open", 30, || async {
+        let audit = world.cloud.get("/audit?limit=5").await.to_string();
+        if audit.contains("logs.read") { Ok(()) } else { Err(audit) }
+    })
+    .await;
+    let device = world.device(0).await.unwrap();
+    assert_eq!((&device["channel"], world.devices[0].open_ports()), (&json!("socket"), vec![]));
     // Ctrl-C reaches what runs there and does not end the terminal here.
     pty.types("sleep 600\r");
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
