@@ -76,8 +76,9 @@ pub struct Places {
     #[arg(long, env = "COPAL_LOG_BYTES", default_value_t = 32 << 20, global = true, value_parser = clap::value_parser!(u64).range(64 << 10..))]
     pub log_bytes: u64,
     /// Seconds between the health checks the device makes by itself, about; 0 for none but those after a start and after an update.
-    #[arg(long, env = "COPAL_CHECK_EVERY", default_value_t = crate::diagnostics::watch::EVERY_S, global = true)]
-    pub check_every: u64,
+    /// By default as its fleet says, else 21600.
+    #[arg(long, env = "COPAL_CHECK_EVERY", global = true)]
+    pub check_every: Option<u64>,
     /// The command that restarts the device, words parted by spaces; by default what the image says.
     #[arg(long, env = "COPAL_REBOOT_COMMAND", default_value = "", global = true, hide = true)]
     pub reboot_command: String,

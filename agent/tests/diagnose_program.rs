@@ -70,7 +70,7 @@ impl Scene {
             metrics_every_s: 3600,
             log_bytes_service: 4 << 20,
             log_bytes: 32 << 20,
-            check_every: 0,
+            check_every: Some(0),
             reboot_command: "false".to_owned(),
             leds: "/nowhere".into(),
         }

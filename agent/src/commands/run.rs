@@ -191,14 +191,14 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
             os: os_status,
             agent: self_status,
             condition: condition.clone(),
-            budget,
+            budget: budget.clone(),
             health: health.told(),
         },
         notes: notes.clone(),
         status_file: places.run_dir.join("status.json"),
     };
-    let rhythm = rounds::Rhythm::of(places.check_every);
-    let looking = rounds::run(checks.clone(), health, rhythm, status.clone());
+    let hears = rounds::Hears { status: status.clone(), targets: targets.clone(), budget };
+    let looking = rounds::run(checks.clone(), health, places.check_every, hears);
     let (os_targets, os_condition) = (targets.clone(), condition.clone());
     let lines = move |asks| os::Lines {
         targets: os_targets,

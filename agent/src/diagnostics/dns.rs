@@ -14,8 +14,12 @@ use crate::cloud::{ask_server, name_servers};
 pub(super) const NAME: &str = "dns";
 /// A server has so long; programs on the device are hardly more patient.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The same for a second name, asked after the first.
+const SECOND: Duration = Duration::from_secs(3);
 /// Milliseconds beyond which everything on the device feels slow.
 const SLOW: i64 = 2000;
+/// A name that every resolver of the internet knows, by which a server that is cut off is told from a name that is wrong.
+const WELL_KNOWN: &str = "example.com";
 /// The most name servers that are asked; resolvers use three.
 const MOST: usize = 6;
 
@@ -39,6 +43,8 @@ pub struct Server {
     pub ip: IpAddr,
     /// The addresses it gave, or why it did not answer.
     pub said: Result<Vec<IpAddr>, String>,
+    /// It does not know the cloud's name: whether it knows another.
+    pub knows_another: Option<bool>,
     /// Milliseconds until then.
     pub ms: i64,
 }
@@ -52,7 +58,7 @@ pub async fn read(tree: &Tree, bases: &[String]) -> Seen {
         None => Vec::new(),
     };
     // Without a name of the cloud's, whether a server answers at all is still worth knowing.
-    let asked = name.clone().unwrap_or_else(|| "example.com".to_owned());
+    let asked = name.clone().unwrap_or_else(|| WELL_KNOWN.to_owned());
     let servers = match name_servers(tree.path("etc/resolv.conf")) {
         Err(why) => Err(why),
         Ok(servers) => Ok(join_all(servers.into_iter().take(MOST).map(|server| {
@@ -60,11 +66,16 @@ pub async fn read(tree: &Tree, bases: &[String]) -> Seen {
             async move {
                 let began = Instant::now();
                 let said = ask_server(server, &asked, PATIENCE).await;
-                Server {
-                    ip: server,
-                    said,
-                    ms: i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX),
-                }
+                let ms = i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX);
+                let knows_another = match &said {
+                    // Asked of nobody but a server that failed at the first name: a device that is well tells no others of itself.
+                    Ok(none) if none.is_empty() && asked != WELL_KNOWN => {
+                        let another = ask_server(server, WELL_KNOWN, SECOND).await;
+                        Some(another.is_ok_and(|found| !found.is_empty()))
+                    }
+                    _ => None,
+                };
+                Server { ip: server, said, knows_another, ms }
             }
         }))
         .await),
@@ -134,7 +145,13 @@ pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
             .advice("see that DHCP gives name servers, or set them where the network is set up"),
         (Some(name), None, Ok(servers)) => {
             let unknown = servers.iter().any(|s| s.said.is_ok());
-            let (detail, advice) = if unknown {
+            let (detail, advice) = if servers.iter().any(|s| s.knows_another == Some(false)) {
+                (
+                    "the name servers know neither it nor example.com",
+                    "they lead nowhere: look at where they ask in their turn, or use others; in a network without the internet give them \
+                     the cloud's name",
+                )
+            } else if unknown {
                 (
                     "the name servers know no such name",
                     "look for a typo in copal.json's cloud_url, then at the cloud's own DNS entry",
@@ -149,7 +166,7 @@ pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
         }
     };
     results.push(summary);
-    results.extend(servers.iter().map(|Server { ip, said, ms }| {
+    results.extend(servers.iter().map(|Server { ip, said, ms, .. }| {
         let subject = ip.to_string();
         match said {
             Ok(_) => {
@@ -185,7 +202,8 @@ mod tests {
         let servers = servers.map_err(str::to_owned).map(|servers| {
             let one = |(server, said, ms): Asked<'_>| {
                 let said = said.map(|n| vec![IpAddr::from([192, 0, 2, 1]); n]).map_err(str::to_owned);
-                Server { ip: server.parse().unwrap(), said, ms }
+                let knows_another = said.as_ref().is_ok_and(Vec::is_empty).then_some(true);
+                Server { ip: server.parse().unwrap(), said, knows_another, ms }
             };
             servers.into_iter().map(one).collect()
         });
@@ -226,6 +244,18 @@ mod tests {
             assert_eq!(results.iter().map(|r| r.verdict).collect::<Vec<_>>(), verdicts, "{results:?}");
             assert!(results[0].detail.contains(word), "{results:?}");
         }
+    }
+
+    #[test]
+    fn a_second_name_tells_a_wrong_name_from_a_server_that_leads_nowhere() {
+        let mut seen = seen(Some("cloud.example"), Ok(vec![("192.0.2.53", Ok(0), 9)]));
+        assert!(judge(&seen)[0].advice.contains("typo"), "it knows another");
+        for server in seen.servers.as_mut().unwrap() {
+            server.knows_another = Some(false);
+        }
+        let result = &judge(&seen)[0];
+        assert!(result.verdict == Verdict::Failed && result.detail.contains("nor example.com"), "{result:?}");
+        assert!(!result.advice.contains("typo"), "{result:?}");
     }
 
     #[test]

@@ -21,10 +21,12 @@ mod engine;
 pub mod fetch;
 mod firmware;
 mod kernel_log;
+mod line;
 mod memory;
 mod mounts;
 mod network;
 mod oom;
+mod partition;
 mod proxy;
 pub mod redact;
 mod registry;
@@ -75,7 +77,7 @@ const TURN: Duration = Duration::from_millis(250);
 /// Rounds at once; others wait.
 const ROUNDS: usize = 2;
 /// Checks that need the agent's login or its environment.
-const OF_THE_AGENT: &[&str] = &[proxy::NAME, cloud::NAME, registry::NAME];
+const OF_THE_AGENT: &[&str] = &[proxy::NAME, line::NAME, cloud::NAME, registry::NAME];
 
 /// What checks look at.
 pub struct Deps {
@@ -94,6 +96,7 @@ pub struct Deps {
     /// Gives the value of a variable of the environment.
     pub environment: fn(&str) -> Option<String>,
     verdicts: Option<verdicts::Verdicts>,
+    counted: disk_health::Counted,
     looks: Arc<Semaphore>,
     turn: tokio::sync::Mutex<()>,
     rounds: Semaphore,
@@ -149,6 +152,7 @@ impl Deps {
             inside,
             environment: |name| std::env::var(name).ok(),
             verdicts: None,
+            counted: disk_health::Counted::default(),
             looks: Arc::new(Semaphore::new(LOOKS)),
             turn: tokio::sync::Mutex::default(),
             rounds: Semaphore::new(ROUNDS),
@@ -352,7 +356,7 @@ pub(crate) mod tests {
             metrics_every_s: 3600,
             log_bytes_service: 4 << 20,
             log_bytes: 32 << 20,
-            check_every: 0,
+            check_every: Some(0),
             reboot_command: "false".to_owned(),
             leds: "/nowhere".into(),
         }
@@ -414,6 +418,7 @@ pub(crate) mod tests {
             network::NAME,
             dns::NAME,
             proxy::NAME,
+            line::NAME,
             cloud::NAME,
             registry::NAME,
             engine::NAME,

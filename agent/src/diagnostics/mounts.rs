@@ -11,6 +11,8 @@ pub struct Mount {
     pub kind: String,
     /// The device.
     pub source: String,
+    /// Its number, `major:minor`; of file systems without a device `0:…`.
+    pub number: String,
     /// Options of the file system itself, which a namespace of ours cannot change: a sandboxed agent sees most of the disk
     /// read-only, whatever the disk is.
     pub options: String,
@@ -30,12 +32,14 @@ pub fn parse(text: &str) -> Vec<Mount> {
     text.lines()
         .filter_map(|line| {
             let (own, system) = line.split_once(" - ")?;
-            let at = own.split(' ').nth(4)?;
+            let mut own = own.split(' ').skip(2);
+            let (number, at) = (own.next()?.to_owned(), own.nth(1)?);
             let mut system = system.split(' ');
             Some(Mount {
                 at: PathBuf::from(unescape(at)),
                 kind: system.next()?.to_owned(),
                 source: unescape(system.next()?),
+                number,
                 options: system.next().unwrap_or_default().to_owned(),
             })
         })
@@ -85,7 +89,7 @@ mod tests {
         let mounts = parse(TEXT);
         let of = |path: &str| holding(&mounts, Path::new(path)).unwrap();
         assert_eq!(of("/etc").source, "/dev/root");
-        assert_eq!(of("/data/x").source, "/dev/mmcblk0p4");
+        assert_eq!((&*of("/data/x").source, &*of("/data/x").number), ("/dev/mmcblk0p4", "179:4"));
         assert_eq!(of("/database").source, "/dev/root", "a name that begins alike is another folder");
         assert_eq!(of("/data/my disk/x").at, Path::new("/data/my disk"));
         assert_eq!(of("/data/old").source, "/dev/sdb1");

@@ -13,6 +13,8 @@ const SIGNAL: i64 = 40;
 const ERRORS_PER_MILLE: u64 = 10;
 /// So few damaged packets say nothing.
 const FEW_ERRORS: u64 = 100;
+/// The flag of a route that is in use.
+const UP: u32 = 1;
 /// The most interfaces that are told.
 const MOST: usize = 16;
 
@@ -74,7 +76,10 @@ pub fn read(tree: &Tree, addresses: &[(String, String)]) -> Vec<Interface> {
 
 /// Interfaces with a default route.
 fn routes(tree: &Tree) -> BTreeSet<String> {
-    const UP: u32 = 1;
+    &routes4(tree) | &routes6(tree)
+}
+
+fn routes4(tree: &Tree) -> BTreeSet<String> {
     let v4 = tree.text("proc/net/route").unwrap_or_default();
     let v4 = v4.lines().filter_map(|line| {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -82,6 +87,11 @@ fn routes(tree: &Tree) -> BTreeSet<String> {
         let up = u32::from_str_radix(flags, 16).ok()? & UP != 0;
         (up && *to == "00000000" && *mask == "00000000").then(|| (*name).to_owned())
     });
+    v4.collect()
+}
+
+/// Interfaces with a default route of IPv6.
+pub(super) fn routes6(tree: &Tree) -> BTreeSet<String> {
     let v6 = tree.text("proc/net/ipv6_route").unwrap_or_default();
     let v6 = v6.lines().filter_map(|line| {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -89,7 +99,7 @@ fn routes(tree: &Tree) -> BTreeSet<String> {
         let up = u32::from_str_radix(flags, 16).ok()? & UP != 0;
         (up && to.bytes().all(|b| b == b'0') && *length == "00" && *name != "lo").then(|| (*name).to_owned())
     });
-    v4.chain(v6).collect()
+    v6.collect()
 }
 
 /// A signal in percent: by its level in dBm (-100 is none, -50 is full), else by the driver's own quality of 70.

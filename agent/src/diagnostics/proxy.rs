@@ -75,6 +75,26 @@ pub(super) fn in_use(
     }
 }
 
+/// Host and port that the way to the cloud first leads to, and whether that is a proxy.
+pub(super) fn first_hop(
+    set: Option<String>,
+    environment: impl Fn(&str) -> Option<String>,
+    bases: &[String],
+) -> Option<(String, u16, bool)> {
+    let (whole, by_proxy) = match way(set, environment, bases) {
+        Way::By(_, whole) => (whole, true),
+        Way::None | Way::Unused(_) => (bases.first()?.clone(), false),
+    };
+    host_port(&whole).map(|(host, port)| (host, port, by_proxy))
+}
+
+fn host_port(url: &str) -> Option<(String, u16)> {
+    let uri = url.parse::<http::Uri>().ok()?;
+    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
+    Some((host, uri.port_u16().unwrap_or(default)))
+}
+
 /// What a proxy that was set from afar is called.
 const SET: &str = "copal device network";
 
@@ -91,12 +111,7 @@ pub async fn read(
         Way::By(variable, whole) => (variable, whole),
     };
     let shown = without_userinfo(&whole);
-    let address = whole.parse::<http::Uri>().ok().and_then(|uri| {
-        let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
-        let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Some((host, uri.port_u16().unwrap_or(default)))
-    });
-    let Some((host, port)) = address else { return Seen::Wrong { variable, shown } };
+    let Some((host, port)) = host_port(&whole) else { return Seen::Wrong { variable, shown } };
     let began = Instant::now();
     let connecting = async {
         let mut last = Err(format!("{host} has no address"));

@@ -2,13 +2,16 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use copal_protocol::diagnosis::{ProbeResult, Verdict};
+use copal_protocol::{
+    diagnosis::{ProbeResult, Verdict},
+    ids::Sha256Hex,
+};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::sync::OnceCell;
 
 use super::{
-    Deps, Link, agent, clock, cloud, disk, disk_health, dns, engine, memory, network, oom, proxy, registry,
-    services, slots, temperature, undervoltage, update,
+    Deps, Link, agent, clock, cloud, disk, disk_health, dns, engine, line, memory, network, oom, partition,
+    proxy, registry, services, slots, temperature, undervoltage, update,
 };
 use crate::{
     clock::system_time,
@@ -54,6 +57,11 @@ impl<'a> Round<'a> {
             proxy::NAME => {
                 let set = deps.proxy();
                 async move { proxy::judge(&proxy::read(&deps.tree, set, deps.environment, &deps.bases()).await) }
+                    .boxed()
+            }
+            line::NAME => {
+                let set = deps.proxy();
+                async move { line::judge(&line::read(&deps.tree, set, deps.environment, &deps.bases()).await) }
                     .boxed()
             }
             cloud::NAME => async { cloud::judge(&cloud::read(&deps.link).await) }.boxed(),
@@ -114,10 +122,16 @@ impl<'a> Round<'a> {
     async fn disk(&self) -> Vec<ProbeResult> {
         let state = self.deps.places.state_dir.clone();
         let engine = self.engine_root().await;
-        let looked = self.deps.look(move |_| {
+        let config = self.deps.places.os_config.clone();
+        let looked = self.deps.look(move |tree| {
             let mut seen = vec![disk::read(&state, "the agent's data")];
             seen.extend(engine.map(|root| disk::read(&root, "the engine's data")));
-            disk::judge(&seen)
+            let mut results = disk::judge(&seen);
+            // Elsewhere whoever made the disk knows what its partitions are for.
+            if config.exists() {
+                results.extend(partition::judge(&partition::read(tree, &state)));
+            }
+            results
         });
         looked.await.unwrap_or_else(|why| vec![unknown(disk::NAME, &why)])
     }
@@ -125,8 +139,10 @@ impl<'a> Round<'a> {
     async fn disk_health(&self) -> Vec<ProbeResult> {
         let state = self.deps.places.state_dir.clone();
         let engine = self.engine_root().await;
+        let counted = self.deps.counted.clone();
         let looked = self.deps.look(move |tree| {
-            disk_health::judge(&disk_health::read(tree, &disk_health::folders(&state, engine.as_deref())))
+            let folders = disk_health::folders(&state, engine.as_deref());
+            disk_health::judge(&disk_health::read(tree, &folders, &counted))
         });
         looked.await.unwrap_or_else(|why| vec![unknown(disk_health::NAME, &why)])
     }
@@ -176,11 +192,21 @@ impl<'a> Round<'a> {
             Ok(None) => slots::Seen::NotOurs,
             Err(why) => slots::Seen::Unknown(why),
             Ok(Some(_)) => match self.status().await {
-                Ok(Status { host: Some(host), .. }) => slots::Seen::Told(Box::new(host.clone())),
+                Ok(Status { host: Some(host), .. }) => {
+                    slots::Seen::Told { host: Box::new(host.clone()), revoked: self.revoked(host.release) }
+                }
                 Ok(_) => slots::Seen::Unknown("the agent says nothing of them".to_owned()),
                 Err(why) => slots::Seen::Unknown(why.to_owned()),
             },
         })
+    }
+
+    /// Whether the owner revoked this release of the operating system, as far as Root can be had.
+    fn revoked(&self, release: Option<Sha256Hex>) -> bool {
+        match &self.deps.link {
+            Link::Own { store, .. } => release.is_some_and(|release| store.is_revoked(release)),
+            _ => false,
+        }
     }
 
     async fn services(&self) -> Vec<ProbeResult> {

@@ -15,7 +15,12 @@ pub enum Seen {
     /// This device's operating system is not Copal's.
     NotOurs,
     /// It is; the agent says this of it.
-    Told(Box<HostReport>),
+    Told {
+        /// What it says.
+        host: Box<HostReport>,
+        /// The owner revoked what runs.
+        revoked: bool,
+    },
     /// It is, and nothing is known.
     Unknown(String),
 }
@@ -23,7 +28,7 @@ pub enum Seen {
 /// Judges.
 #[must_use]
 pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
-    let host = match seen {
+    let (host, revoked) = match seen {
         Seen::NotOurs => {
             return vec![ProbeResult::new(
                 NAME,
@@ -32,9 +37,16 @@ pub fn judge(seen: &Seen) -> Vec<ProbeResult> {
             )];
         }
         Seen::Unknown(why) => return vec![ProbeResult::new(NAME, Verdict::Unknown, why)],
-        Seen::Told(host) => host,
+        Seen::Told { host, revoked } => (host, revoked),
     };
     let mut results = Vec::new();
+    if *revoked {
+        let detail = format!("{} runs, which its owner revoked", host.version);
+        results.push(
+            ProbeResult::new(NAME, Verdict::Failed, &detail)
+                .advice("send another release (`copal os deploy`): a revoked one is not started again, and has a reason to be"),
+        );
+    }
     for (name, slot) in &host.slots {
         let what = match slot.state {
             SlotState::Committed => "committed",
@@ -85,7 +97,7 @@ mod tests {
             ("a".to_owned(), slot(SlotState::Committed, true)),
             ("b".to_owned(), slot(b, false)),
         ]);
-        Seen::Told(Box::new(HostReport {
+        let host = Box::new(HostReport {
             backend: "grub".to_owned(),
             slots,
             release: None,
@@ -93,7 +105,8 @@ mod tests {
             reason: why.map(|code| reason(code, "so it is")),
             progress: None,
             failed: None,
-        }))
+        });
+        Seen::Told { host, revoked: false }
     }
 
     #[test]
@@ -112,5 +125,13 @@ mod tests {
             assert_eq!(results.iter().map(|r| r.verdict).collect::<Vec<_>>(), verdicts, "{results:?}");
         }
         assert_eq!(judge(&host(SlotState::Ready, None))[0].detail, "1.0.0 committed, runs");
+    }
+
+    #[test]
+    fn an_operating_system_that_its_owner_revoked_fails() {
+        let Seen::Told { host, .. } = host(SlotState::Ready, None) else { panic!("it is told") };
+        let result = judge(&Seen::Told { host, revoked: true }).remove(0);
+        assert_eq!(result.verdict, Verdict::Failed, "{result:?}");
+        assert!(result.detail.contains("revoked") && result.advice.contains("copal os deploy"), "{result:?}");
     }
 }

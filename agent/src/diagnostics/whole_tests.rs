@@ -16,7 +16,10 @@ const FILES: &[(&str, &str)] = &[
     ("proc/pressure/memory", "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"),
     ("proc/vmstat", "oom_kill 0\n"),
     ("proc/uptime", "100.00 90.00\n"),
-    ("proc/self/mountinfo", "30 22 179:4 / / rw - ext4 /dev/mmcblk0p4 rw\n"),
+    (
+        "proc/self/mountinfo",
+        "22 1 179:2 / / rw - ext4 /dev/root rw\n30 22 179:4 / /data rw - ext4 /dev/mmcblk0p4 rw\n",
+    ),
     ("proc/net/route", "Iface Destination\neth0 00000000 0101A8C0 0003 0 0 0 00000000 0 0 0\n"),
     ("proc/net/ipv6_route", "0 00 0 00 0 0 0 0 1 eth0\n"),
     ("proc/net/wireless", "a\nb\n eth0: 0000 50. -60. -256\n"),
@@ -37,6 +40,11 @@ const FILES: &[(&str, &str)] = &[
     ("sys/class/thermal/cooling_device0/type", "cpufreq-cpu0\n"),
     ("sys/class/thermal/thermal_zone0/temp", "40000\n"),
     ("sys/class/thermal/thermal_zone0/type", "cpu\n"),
+    ("sys/dev/block/179:4/partition", "4\n"),
+    ("sys/dev/block/179:4/size", "900\n"),
+    ("sys/dev/block/179:4/start", "100\n"),
+    ("sys/dev/block/179:4/stat", "9 0 9 9 1000 0 8 9000 0 9 9\n"),
+    ("sys/dev/block/size", "1000\n"),
     ("sys/devices/platform/soc/soc:firmware/get_throttled", "0\n"),
     ("sys/fs/cgroup/docker/aa/memory.events", "oom_kill 0\n"),
     ("sys/fs/ext4/mmcblk0p4/errors_count", "0\n"),
@@ -48,9 +56,15 @@ fn all(tree: &Tree) -> Vec<ProbeResult> {
     let services = vec![oom::Service { name: "web".to_owned(), container: "aa".to_owned(), killed: false }];
     let addresses = [("eth0".to_owned(), "192.0.2.1".to_owned())];
     let status = Status { pid: 7, ..tests::status() };
+    let data = std::path::Path::new("/data/copal");
     [
         clock::judge(&clock::read(tree, build_time(), build_time())),
-        disk_health::judge(&disk_health::read(tree, &[tree.path("")])),
+        disk_health::judge(&disk_health::read(
+            tree,
+            &[tree.path(""), data.into()],
+            &disk_health::Counted::default(),
+        )),
+        partition::judge(&partition::read(tree, data)),
         memory::judge(&memory::read(tree)),
         oom::judge(&oom::read(tree, services)),
         temperature::judge(&temperature::read(tree)),
@@ -94,7 +108,7 @@ proptest! {
     }
 }
 
-fn bare(dir: &std::path::Path) -> Deps {
+pub(super) fn bare(dir: &std::path::Path) -> Deps {
     let places = tests::places(dir);
     let engine = Engine::connect(places.docker_host.as_deref());
     let link = Link::None { cloud: None, why: "there is no copal.json".to_owned(), deaf: false };

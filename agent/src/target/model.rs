@@ -22,6 +22,8 @@ pub struct Target {
     pub agent: HostAim,
     /// When the device may reboot into another operating system; absent: at any time.
     pub reboot_window: Option<Window>,
+    /// Seconds between the health checks it makes by itself; absent: as this device says.
+    pub check_every_s: Option<u32>,
     /// The cloud vouched for it as newest (or Root allows offline): only then may anything new be installed.
     pub may_install: bool,
     /// A person paused updates: the reason why nothing may be installed.

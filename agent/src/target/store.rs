@@ -82,6 +82,8 @@ pub struct Resolved {
     pub refused_hosts: BTreeMap<HostPart, Error>,
     /// When the device may reboot.
     pub reboot_window: Option<Window>,
+    /// How often it checks itself.
+    pub check_every_s: Option<u32>,
     /// (assign_epoch, seq) all of this comes from.
     pub order: (u64, u64),
 }
@@ -98,6 +100,7 @@ impl Resolved {
             os,
             agent,
             reboot_window: self.reboot_window,
+            check_every_s: self.check_every_s,
             may_install,
             paused: false,
         }
@@ -252,9 +255,16 @@ impl Store {
         let named_hosts: BTreeSet<HostPart> =
             both.into_iter().filter(|part| hosts::named(assignment, *part).is_some()).collect();
         hosts.retain(|part, _| named_hosts.contains(part));
-        let reboot_window = assignment.config.reboot_window;
-        let accepted =
-            Accepted { assignment: text, resolved, assigned, apps, named_hosts, hosts, reboot_window };
+        let accepted = Accepted {
+            assignment: text,
+            resolved,
+            assigned,
+            apps,
+            named_hosts,
+            hosts,
+            reboot_window: assignment.config.reboot_window,
+            check_every_s: assignment.config.check_every_s,
+        };
         let saved = self.state.save("target", &accepted);
         inner.accepted = Some(accepted);
         saved.map(drop)
@@ -386,6 +396,7 @@ impl Store {
             Some(accepted) => {
                 resolved.order = accepted.resolved;
                 resolved.reboot_window = accepted.reboot_window;
+                resolved.check_every_s = accepted.check_every_s;
                 // An app whose every target was refused keeps what it committed.
                 let kept = accepted.assigned.iter().filter(|app| !accepted.apps.contains_key(app));
                 let kept = kept.filter_map(|app| inner.apps.get(app)?.committed.as_ref());

@@ -60,6 +60,9 @@ pub(super) struct Accepted {
     /// When the device may reboot.
     #[serde(default)]
     pub reboot_window: Option<Window>,
+    /// Seconds between the health checks it makes by itself.
+    #[serde(default)]
+    pub check_every_s: Option<u32>,
 }
 
 /// What is remembered of the operating system or the agent (files `host-os` and `host-agent`).
@@ -143,6 +146,7 @@ mod tests {
             named_hosts: [HostPart::Os].into(),
             hosts: [(HostPart::Os, HostTarget { sha256: release, retry: 3 })].into(),
             reboot_window: None,
+            check_every_s: Some(600),
         };
         let mut text = serde_json::to_value(&accepted).unwrap();
         text["hosts"]["os"]["later"] = 1.into();

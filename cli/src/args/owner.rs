@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use copal_protocol::documents::{EnvMode, ReleaseMode, Role, TerminalMode};
+use copal_protocol::documents::{CHECK_EVERY_S, EnvMode, ReleaseMode, Role, TerminalMode};
+
+use super::work::duration;
 
 /// Sign in.
 #[derive(Debug, Args)]
@@ -260,6 +262,15 @@ pub enum FleetCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Set how often the fleet's devices make their health checks by themselves
+    CheckEvery {
+        /// The fleet
+        #[arg(value_name = "FLEET")]
+        which: String,
+        /// 10m to 7d; default for as each device says
+        #[arg(value_parser = check_every)]
+        every: Every,
+    },
     /// Take from the server the power to run code of its own, and wait until every device proves it
     Lock(LockArgs),
     /// Give that power back
@@ -268,6 +279,18 @@ pub enum FleetCommand {
         #[arg(value_name = "FLEET")]
         which: Option<String>,
     },
+}
+
+/// Seconds, or none for what is usual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Every(pub Option<u32>);
+
+fn check_every(word: &str) -> Result<Every, String> {
+    if word == "default" {
+        return Ok(Every(None));
+    }
+    let seconds = u32::try_from(duration(word)?).ok().filter(|s| CHECK_EVERY_S.contains(s));
+    seconds.map(|s| Every(Some(s))).ok_or_else(|| "10m to 7d, or default".to_owned())
 }
 
 /// Make a fleet.

@@ -48,9 +48,23 @@ pub(super) async fn run(ctx: &Context, command: FleetCommand) -> Result<()> {
             Ok(())
         }
         FleetCommand::Delete { which, force } => delete(ctx, &which, force).await,
+        FleetCommand::CheckEvery { which, every } => check_every(ctx, &which, every.0).await,
         FleetCommand::Lock(args) => Box::pin(lock::lock(ctx, args)).await,
         FleetCommand::Unlock { which } => Box::pin(lock::unlock(ctx, which.as_deref())).await,
     }
+}
+
+async fn check_every(ctx: &Context, slug: &str, every_s: Option<u32>) -> Result<()> {
+    let api = ctx.api()?;
+    let fleet = ctx.fleet(&api, Some(slug)).await?;
+    let what = format!("set how often devices of fleet {} check themselves", fleet.slug);
+    let path = format!("/fleets/{}/check-every", seg(&fleet.slug));
+    let answer = api.call(&what, Method::PUT, &path, Some(&json!({ "check_every_s": every_s }))).await?;
+    ctx.out.result(&answer, || match answer["check_every_s"].as_u64() {
+        Some(seconds) => format!("devices of {} check themselves every {seconds} s or so", fleet.slug),
+        None => format!("devices of {} check themselves as often as each one says", fleet.slug),
+    });
+    Ok(())
 }
 
 async fn delete(ctx: &Context, slug: &str, force: bool) -> Result<()> {

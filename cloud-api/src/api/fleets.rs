@@ -1,7 +1,10 @@
 //! Fleets: make, list, show, delete.
 
 use axum::{extract::State, http::StatusCode};
-use copal_protocol::ids::{AppId, FleetId};
+use copal_protocol::{
+    documents::CHECK_EVERY_S,
+    ids::{AppId, FleetId},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -13,12 +16,16 @@ use crate::{
     auth::{Act, Caller},
     bus::Event,
     error::{Problem, Result},
+    rollouts,
     store::fleets::{self, FleetRow},
 };
 
 /// Routes of fleets.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::default().routes(routes!(list, create)).routes(routes!(show, delete))
+    OpenApiRouter::default()
+        .routes(routes!(list, create))
+        .routes(routes!(show, delete))
+        .routes(routes!(check_every))
 }
 
 /// A fleet: devices of one type that run the same app.
@@ -48,6 +55,8 @@ pub struct Fleet {
     pub target_agent: Option<String>,
     /// `HH:MM-HH:MM` in UTC: when devices may reboot into another operating system; at any time where absent.
     pub reboot_window: Option<String>,
+    /// Seconds between the health checks its devices make by themselves; as each device says where absent.
+    pub check_every_s: Option<u32>,
     /// How its devices fare.
     pub devices: Totals,
     /// Where to push.
@@ -128,6 +137,7 @@ pub(crate) fn view(app: &App, row: FleetRow, devices: Totals) -> Fleet {
         target_os: row.target_os,
         target_agent: row.target_agent,
         reboot_window: row.reboot_window,
+        check_every_s: row.check_every_s,
         devices,
         git_url: format!("{}/git/{}.git", app.config.url, row.slug),
         created_at: row.created_at,
@@ -217,6 +227,35 @@ pub(crate) async fn show(
 ) -> Result<Json<Fleet>> {
     let row = allowed(&app, &caller, &slug, Act::Read).await?;
     Ok(Json(one(&app, row).await?))
+}
+
+/// How often devices check themselves.
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CheckEvery {
+    /// Seconds, 600 to 604,800; null for as each device says.
+    #[schema(example = 3600)]
+    pub check_every_s: Option<u32>,
+}
+
+/// Sets how often the devices of a fleet make their health checks by themselves. A device whose own settings say something goes by those.
+#[utoipa::path(put, path = "/fleets/{slug}/check-every", tag = "fleets", request_body = CheckEvery,
+    params(("slug" = String, Path, description = "The fleet.")),
+    responses((status = 200, body = CheckEvery), (status = 422, description = "`check_every_invalid`")))]
+pub(crate) async fn check_every(
+    State(app): State<App>,
+    caller: Caller,
+    Path(slug): Path<String>,
+    Json(wanted): Json<CheckEvery>,
+) -> Result<Json<CheckEvery>> {
+    let fleet = allowed(&app, &caller, &slug, Act::Deploy).await?;
+    if wanted.check_every_s.is_some_and(|s| !CHECK_EVERY_S.contains(&s)) {
+        let (least, most) = (CHECK_EVERY_S.start(), CHECK_EVERY_S.end());
+        let why = format!("check_every_s is {least} to {most} seconds, or null for as each device says.");
+        return Err(Problem::invalid("check_every_invalid", why));
+    }
+    rollouts::set_check_every(&app, &caller, &fleet, wanted.check_every_s).await?;
+    Ok(Json(wanted))
 }
 
 /// Deletes a fleet with all it has: releases, builds, variables, tokens, devices.

@@ -10,7 +10,6 @@ use copal_protocol::{
     ids::{AppId, DeviceId, FleetId, Sha256Hex},
     keys::PublicKey,
     verify::{self, Code, Platform},
-    window::Window,
 };
 
 use crate::{
@@ -161,7 +160,7 @@ pub(crate) fn draft(
     targets: &Targets,
     env: EnvByService,
     sealed: SealedByService,
-    reboot_window: Option<Window>,
+    config: DeviceConfig,
 ) -> Assignment {
     let app = targets.app.map(|t| AppTarget { app_id: to.app_id, sha256: t.sha256, retry: t.retry });
     Assignment {
@@ -178,7 +177,7 @@ pub(crate) fn draft(
         agent: targets.agent,
         env: if env.is_empty() { BTreeMap::new() } else { BTreeMap::from([(to.app_id, env)]) },
         sealed: if sealed.is_empty() { BTreeMap::new() } else { BTreeMap::from([(to.app_id, sealed)]) },
-        config: DeviceConfig { reboot_window, ..DeviceConfig::default() },
+        config,
         not_before: None,
         ext: None,
     }

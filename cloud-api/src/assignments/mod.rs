@@ -14,13 +14,13 @@ use std::{collections::HashMap, sync::Arc};
 
 use copal_protocol::{
     documents::{
-        Assignment, Document as _, EnvByService, HostTarget, Reason, Release, Root, SealedByService,
+        Assignment, DeviceConfig, Document as _, EnvByService, HostTarget, Reason, Release, Root,
+        SealedByService,
     },
     envelope::Envelope,
     ids::{AppId, DeviceId, FleetId, Name},
     seal,
     verify::{self, Verified},
-    window::Window,
 };
 
 use crate::{
@@ -185,7 +185,7 @@ struct Setting {
     app_id: AppId,
     /// By line, where the fleet has one.
     targets: HashMap<Line, String>,
-    reboot_window: Option<Window>,
+    config: DeviceConfig,
     root: Verified<Root>,
     variables: Vec<Variable>,
 }
@@ -198,6 +198,7 @@ struct FleetTargets {
     target_os: Option<String>,
     target_agent: Option<String>,
     reboot_window: Option<String>,
+    check_every_s: Option<i64>,
 }
 
 /// A refresh under way.
@@ -232,8 +233,8 @@ impl<'a> Work<'a> {
         self.candidates.clear();
         let fleet = self.fleet.to_string();
         let row: Option<FleetTargets> = sqlx::query_as(
-            "SELECT app_id, slug, target_release, target_os, target_agent, reboot_window FROM fleets
-             WHERE fleet_id = $1",
+            "SELECT app_id, slug, target_release, target_os, target_agent, reboot_window, check_every_s
+             FROM fleets WHERE fleet_id = $1",
         )
         .bind(&fleet)
         .fetch_optional(&mut **tx)
@@ -261,7 +262,11 @@ impl<'a> Work<'a> {
         Ok(Some(Setting {
             app_id: row.app_id.parse().map_err(Problem::internal)?,
             targets: targets.into_iter().filter_map(|(line, id)| Some((line, id?))).collect(),
-            reboot_window: row.reboot_window.map(|w| w.parse()).transpose().map_err(Problem::internal)?,
+            config: DeviceConfig {
+                reboot_window: row.reboot_window.map(|w| w.parse()).transpose().map_err(Problem::internal)?,
+                check_every_s: row.check_every_s.map(u32::try_from).transpose().map_err(Problem::internal)?,
+                ..DeviceConfig::default()
+            },
             root: Envelope::parse::<Root>(&root)
                 .and_then(|envelope| verify::first_root(&envelope, self.fleet))
                 .map_err(Problem::internal)?,
@@ -302,7 +307,8 @@ impl<'a> Work<'a> {
             Some(candidate) => self.variables(tx, setting, row, &to, &candidate.release).await?,
             None => Default::default(),
         };
-        let mut assignment = content::draft(&to, &setting.root, &targets, env, sealed, setting.reboot_window);
+        let mut assignment =
+            content::draft(&to, &setting.root, &targets, env, sealed, setting.config.clone());
         let fingerprint = content::fingerprint(&assignment).map_err(Problem::internal)?.to_string();
         if row.content_sha256.as_deref() == Some(&fingerprint) {
             self.hold_back(tx, row, Line::App, held_back.as_ref()).await?;

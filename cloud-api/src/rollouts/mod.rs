@@ -288,6 +288,30 @@ pub async fn set_reboot_window(
     Ok(())
 }
 
+/// Sets how often the devices of a fleet check themselves; as each device says without one.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_check_every(
+    app: &App,
+    caller: &Caller,
+    fleet: &FleetRow,
+    check_every_s: Option<u32>,
+) -> Result<()> {
+    let mut tx = app.db.write().await?;
+    sqlx::query("UPDATE fleets SET check_every_s = $2 WHERE fleet_id = $1")
+        .bind(fleet.fleet_id.to_string())
+        .bind(check_every_s.map(i64::from))
+        .execute(&mut *tx)
+        .await?;
+    let detail = json!({"check_every_s": check_every_s, "before": fleet.check_every_s});
+    audit::record(&mut tx, caller, "fleet.check_every", &format!("fleet:{}", fleet.slug), detail).await?;
+    tx.commit().await?;
+    app.bus.publish(Event::Fleet { fleet_id: fleet.fleet_id.to_string(), id: fleet.slug.clone() });
+    assignments::refresh_fleet(app, fleet.fleet_id).await?;
+    Ok(())
+}
+
 /// Moves a fleet that follows the newest to its newest final release that devices would take, and brings its assignments
 /// up to date. Also after a new Root: it may revoke, raise floors, or ask for other signatures.
 ///

@@ -45,6 +45,8 @@ pub struct FleetRow {
     pub target_agent: Option<String>,
     /// When its devices may reboot into another operating system; at any time where absent.
     pub reboot_window: Option<String>,
+    /// Seconds between the health checks its devices make by themselves; as each device says where absent.
+    pub check_every_s: Option<u32>,
     /// Unix seconds.
     pub created_at: u64,
 }
@@ -63,6 +65,7 @@ struct Raw {
     target_os: Option<String>,
     target_agent: Option<String>,
     reboot_window: Option<String>,
+    check_every_s: Option<i64>,
     created_at: i64,
 }
 
@@ -83,6 +86,7 @@ impl TryFrom<Raw> for FleetRow {
             target_os: raw.target_os,
             target_agent: raw.target_agent,
             reboot_window: raw.reboot_window,
+            check_every_s: raw.check_every_s.map(u32::try_from).transpose().map_err(Problem::internal)?,
             created_at: raw.created_at.unsigned_abs(),
         })
     }
@@ -237,6 +241,7 @@ impl FleetRow {
             target_os: None,
             target_agent: None,
             reboot_window: None,
+            check_every_s: None,
             created_at: 0,
         }
     }

@@ -27,6 +27,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (7, "telemetry", include_str!("../../migrations/0007_telemetry.sql")),
     (9, "rounds", include_str!("../../migrations/0009_rounds.sql")),
     (10, "members", include_str!("../../migrations/0010_members.sql")),
+    (11, "checks", include_str!("../../migrations/0011_checks.sql")),
     (12, "brakes", include_str!("../../migrations/0012_brakes.sql")),
     (13, "committed", include_str!("../../migrations/0013_committed.sql")),
 ];

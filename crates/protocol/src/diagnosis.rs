@@ -32,6 +32,7 @@ pub const PROBES: &[(&str, &str)] = &[
     ("network", "each interface: link, addresses, errors, signal; and the route out"),
     ("dns", "whether the cloud's name is found, and each name server answers"),
     ("proxy", "whether the proxy that is set takes connections"),
+    ("line", "how many connections towards the cloud come about at once, by IPv4 and by IPv6"),
     ("cloud", "whether the cloud answers this device, end to end"),
     ("registry", "whether images can be fetched, end to end"),
     ("engine", "whether the container engine answers, and how steadily it runs"),

@@ -26,6 +26,8 @@ pub struct Device {
     netns: Option<String>,
     /// What its agent takes for the kernel's id of the boot.
     boot_id: Option<PathBuf>,
+    /// A script that makes a mount namespace of its agent's own what it should be.
+    pub mounts: Option<String>,
     child: Option<Child>,
 }
 
@@ -39,6 +41,7 @@ impl Device {
             env: Vec::new(),
             netns: None,
             boot_id: None,
+            mounts: None,
             child: None,
         }
     }
@@ -107,22 +110,24 @@ impl Device {
 
     /// A subcommand with this device's folders.
     pub fn command(&self, word: &str) -> Command {
-        let mut command = match (&self.netns, &self.boot_id) {
-            (None, None) => Command::new(binary("copal-agent")),
-            (None, Some(boot_id)) => {
-                // Of this process alone: the kernel's own id never changes.
-                let script = r#"mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@""#;
-                let mut command = Command::new("unshare");
-                command.args(["--mount", "sh", "-c", script, path(boot_id)]).arg(binary("copal-agent"));
-                command
-            }
-            (Some(netns), _) => {
-                let mut command = Command::new("nsenter");
-                command.arg(format!("--net=/run/netns/{netns}")).arg(binary("copal-agent"));
-                command
-            }
-        };
+        // Each word of this becomes the next, so that the agent has the process id of the first.
+        let mut words: Vec<std::ffi::OsString> = Vec::new();
+        if let Some(netns) = &self.netns {
+            words.extend(["nsenter".into(), format!("--net=/run/netns/{netns}").into()]);
+        }
+        // The kernel's own id of the boot never changes; another one is of this process alone.
+        let boot_id = self.boot_id.as_deref();
+        let boot_id =
+            boot_id.map(|file| format!("mount --bind {} /proc/sys/kernel/random/boot_id", path(file)));
+        let mounts: Vec<String> = boot_id.into_iter().chain(self.mounts.clone()).collect();
+        if !mounts.is_empty() {
+            let script = format!("set -e; {}\nexec \"$@\"", mounts.join("\n"));
+            words.extend(["unshare", "--mount", "sh", "-c", &script, "sh"].map(Into::into));
+        }
+        words.push(binary("copal-agent").into());
+        let mut command = Command::new(&words[0]);
         command
+            .args(&words[1..])
             .arg(word)
             .args(["--state-dir", path(&self.state_dir()), "--run-dir", path(&self.run_dir())])
             .args(["--policy", path(&self.policy_file())])

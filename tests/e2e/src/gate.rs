@@ -16,7 +16,7 @@ use tokio::{
 
 /// A running one.
 pub struct Gate {
-    /// Where it listens: host and port, on loopback.
+    /// Where it listens: host and port.
     pub address: String,
     opened: Arc<AtomicUsize>,
     asked: Arc<Mutex<Vec<String>>>,
@@ -39,8 +39,13 @@ impl Gate {
 
     /// A proxy of HTTP that connects to `upstream`, whatever it is asked for.
     pub async fn proxy(upstream: &str) -> Self {
+        Self::proxy_at("127.0.0.1", upstream).await
+    }
+
+    /// The same at another of this machine's addresses. When it is dropped it takes no more connections; those there are go on.
+    pub async fn proxy_at(host: &str, upstream: &str) -> Self {
         let upstream = upstream.to_owned();
-        Self::start(move |mut socket, asked| {
+        Self::start_at(host, move |mut socket, asked| {
             let upstream = upstream.clone();
             async move {
                 let mut head = Vec::new();
@@ -66,7 +71,15 @@ impl Gate {
         F: Fn(TcpStream, Arc<Mutex<Vec<String>>>) -> Fut + Send + 'static,
         Fut: Future<Output = std::io::Result<()>> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1", serve).await
+    }
+
+    async fn start_at<F, Fut>(host: &str, serve: F) -> Self
+    where
+        F: Fn(TcpStream, Arc<Mutex<Vec<String>>>) -> Fut + Send + 'static,
+        Fut: Future<Output = std::io::Result<()>> + Send + 'static,
+    {
+        let listener = TcpListener::bind((host, 0)).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (opened, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
         let (count, list) = (opened.clone(), asked.clone());

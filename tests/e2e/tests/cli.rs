@@ -492,6 +492,9 @@ async fn an_agent_is_released_waited_for_unpinned_and_withdrawn_by_the_command_l
 
     assert_eq!(owner.json(&["os", "window", "porch", "22:30-04:00"]).await["reboot_window"], "22:30-04:00");
     assert!(owner.ok(&["os", "window", "porch", "none"]).await.contains("at any time"));
+    assert_eq!(owner.json(&["fleet", "check-every", "porch", "1h"]).await["check_every_s"], 3600);
+    assert!(owner.ok(&["fleet", "check-every", "porch", "default"]).await.contains("as each one says"));
+    assert_eq!(owner.run(&["fleet", "check-every", "porch", "1m"], "").await.status.code(), Some(2));
     assert_eq!(owner.run(&["os", "window", "porch", "tonight"], "").await.status.code(), Some(2));
 }
 

@@ -55,6 +55,11 @@ async fn a_release_that_exits_is_undone_with_exit_code_and_last_lines() {
     assert_eq!(device["reason"]["exit_code"], 7, "{device}");
     let tail = device["reason"]["log_tail"].to_string();
     assert!(tail.contains("the database is on fire"), "{tail}");
+    let found = world.owner.json(&["device", "diagnose", &world.devices[0].prefix, "update"]).await;
+    let update = &found["probes"][0];
+    assert_eq!((&update["name"], &update["verdict"]), (&"update".into(), &"failed".into()), "{found}");
+    assert!(update["detail"].as_str().unwrap().starts_with("rolled_back: "), "{found}");
+    assert!(update["advice"].as_str().unwrap().contains("pin a release that works"), "{found}");
     let events = world.cloud.get(&format!("/devices/{}/events", device["device_id"].as_str().unwrap())).await;
     assert!(events.to_string().contains("rolled_back"), "{events}");
 

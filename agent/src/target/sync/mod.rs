@@ -561,6 +561,7 @@ impl Sync {
                     && now.os == target.os
                     && now.agent == target.agent
                     && now.reboot_window == target.reboot_window
+                    && now.check_every_s == target.check_every_s
                     && now.apps.keys().eq(target.apps.keys())
                     && now.apps.values().zip(target.apps.values()).all(|(a, b)| a.key() == b.key())
             });

@@ -360,6 +360,27 @@ async fn a_window_reaches_every_device_and_only_a_sound_one() {
 }
 
 #[tokio::test]
+async fn how_often_devices_check_themselves_reaches_each_and_has_bounds() {
+    let fleet = stocked().await;
+    let device = fleet.device(1).await;
+    fleet.release(false).await;
+    let path = "/api/v1/fleets/porch/check-every";
+    for good in [600, 604_800] {
+        fleet.ok("PUT", path, Some(json!({"check_every_s": good}))).await;
+        let assignment = device.assignment(&fleet, &AssignmentMark::default()).await;
+        assert_eq!(assignment.config.check_every_s, Some(good));
+        assert_eq!(fleet.ok("GET", "/api/v1/fleets/porch", None).await["check_every_s"], good);
+    }
+    for bad in [0, 599, 604_801] {
+        let answer = fleet.call("PUT", path, Some(json!({"check_every_s": bad}))).await;
+        assert_eq!(answer.code(), "check_every_invalid", "{bad}");
+    }
+    fleet.ok("PUT", path, Some(json!({"check_every_s": null}))).await;
+    let assignment = device.assignment(&fleet, &AssignmentMark::default()).await;
+    assert_eq!((assignment.config.check_every_s, assignment.seq), (None, 4));
+}
+
+#[tokio::test]
 async fn a_device_gets_the_blobs_of_what_it_was_assigned_and_no_others() {
     let fleet = stocked().await;
     let (device, other) = (fleet.device(1).await, fleet.device(2).await);

@@ -113,4 +113,10 @@ pub struct DeviceConfig {
     /// When the device may reboot into another operating system; absent: at any time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reboot_window: Option<Window>,
+    /// Seconds between the health checks a device makes by itself, about; within [`CHECK_EVERY_S`]. Absent: as the device says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check_every_s: Option<u32>,
 }
+
+/// How often a device may be told to check itself, in seconds: every ten minutes, or every week.
+pub const CHECK_EVERY_S: std::ops::RangeInclusive<u32> = 600..=604_800;

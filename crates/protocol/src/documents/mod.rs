@@ -14,7 +14,8 @@ mod terminal;
 
 pub use action::{Act, Action, Delivery, FIRST_EPOCH, MAX_TTL_S};
 pub use assignment::{
-    AppTarget, Assignment, DeviceConfig, DocumentRef, EnvByService, HostTarget, SealedByService,
+    AppTarget, Assignment, CHECK_EVERY_S, DeviceConfig, DocumentRef, EnvByService, HostTarget,
+    SealedByService,
 };
 pub use build::BuildRecord;
 pub use freshness::Freshness;
