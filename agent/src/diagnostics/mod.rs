@@ -103,6 +103,7 @@ pub struct Deps {
 }
 
 /// The way to the cloud.
+#[allow(clippy::large_enum_variant, reason = "one in a process")]
 pub enum Link {
     /// The device's own login, and the documents it holds.
     Own {
