@@ -267,7 +267,7 @@ async fn admin_create(app: &App, email: &str, password: String, role: Role) -> a
     let mut tx = app.db.write().await?;
     users::upsert(&mut tx, &email, &hash, role).await.map_err(told)?;
     let detail = serde_json::json!({"role": role});
-    audit::record(&mut tx, &Caller::system(), "user.create", &format!("user:{email}"), detail).await?;
+    audit::note(&mut tx, &Caller::system(), "user.create", &format!("user:{email}"), detail).await?;
     tx.commit().await?;
     Ok(())
 }
@@ -300,7 +300,7 @@ async fn token_create(
     };
     let (id, token) = tokens::create(&mut tx, &new).await.map_err(told)?;
     let detail = serde_json::json!({"name": name, "scope": scope, "for": email});
-    audit::record(&mut tx, &Caller::system(), "token.create", &format!("token:{id}"), detail).await?;
+    audit::note(&mut tx, &Caller::system(), "token.create", &format!("token:{id}"), detail).await?;
     tx.commit().await?;
     Ok(token)
 }

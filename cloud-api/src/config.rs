@@ -19,7 +19,12 @@ pub struct Config {
     pub docker_host: String,
     /// Limits of builds.
     pub build: BuildLimits,
+    /// Seconds in which a terminal's recording is never let go of for want of room.
+    pub recordings_stay_s: u64,
 }
+
+/// Unless it is set: a month.
+pub const RECORDINGS_STAY_S: u64 = 30 * 86_400;
 
 /// How connections are secured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +84,7 @@ impl Config {
             tls: Tls::Off,
             docker_host: "unix:///var/run/docker.sock".to_owned(),
             build: BuildLimits::default(),
+            recordings_stay_s: RECORDINGS_STAY_S,
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
-use crate::config::{BuildLimits, Config, Tls};
+use crate::config::{BuildLimits, Config, RECORDINGS_STAY_S, Tls};
 
 /// Where the data is and where the settings are; every command takes these.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -73,6 +73,10 @@ pub struct Settings {
     /// Most bytes of a build's context, unpacked [default: 1073741824].
     #[arg(long, env = "COPAL_BUILD_CONTEXT", value_name = "BYTES")]
     pub build_context: Option<u64>,
+    /// Days in which no terminal's recording goes for want of room; where only such a one could, no further terminal opens
+    /// [default: 30, at most 90].
+    #[arg(long, env = "COPAL_RECORDINGS_STAY_DAYS", value_name = "N")]
+    pub recordings_stay_days: Option<u64>,
 }
 
 /// What settings come to before an address is bound.
@@ -146,7 +150,18 @@ pub fn check(place: &Place, flags: Settings) -> anyhow::Result<Checked> {
         docker_host.starts_with("unix://") || docker_host.starts_with("tcp://"),
         "docker_host is {docker_host:?}; it begins with unix:// or tcp://"
     );
-    let config = Config { data, listen, url: String::new(), tls_pins: Vec::new(), tls, docker_host, build };
+    let stay_days = all.recordings_stay_days.unwrap_or(RECORDINGS_STAY_S / 86_400);
+    ensure!(stay_days <= 90, "recordings_stay_days is {stay_days}; recordings are kept for 90 days");
+    let config = Config {
+        data,
+        listen,
+        url: String::new(),
+        tls_pins: Vec::new(),
+        tls,
+        docker_host,
+        build,
+        recordings_stay_s: stay_days * 86_400,
+    };
     Ok(Checked { config, url })
 }
 
@@ -181,6 +196,7 @@ fn over(a: Settings, b: Settings) -> Settings {
         build_memory: a.build_memory.or(b.build_memory),
         build_log: a.build_log.or(b.build_log),
         build_context: a.build_context.or(b.build_context),
+        recordings_stay_days: a.recordings_stay_days.or(b.recordings_stay_days),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     auth::{Act, Caller},
     bus::Event,
     commands::{
-        Asked, make,
+        self, Asked, make,
         rows::{self, CommandRow, delivery_word},
         state::CommandState,
     },
@@ -29,7 +29,7 @@ const MAX_WAIT: u64 = 50;
 
 /// Routes of commands.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::default().routes(routes!(list, create)).routes(routes!(show))
+    OpenApiRouter::default().routes(routes!(list, create)).routes(routes!(show)).routes(routes!(cancel))
 }
 
 /// Whether a command waits for a device that is away.
@@ -68,7 +68,7 @@ pub struct NewCommand {
     /// Whether it waits for a device that is away.
     #[serde(default)]
     delivery: CommandDelivery,
-    /// Seconds in which it may begin, at most 2,592,000; `store` needs it, `direct` has 30 by default.
+    /// Seconds in which it may begin, at most 2,592,000, of `probes` and `network` 86,400; `store` needs it, `direct` has 30 by default.
     ttl_s: Option<u32>,
 }
 
@@ -155,7 +155,8 @@ async fn of(app: &App, caller: &Caller, slug: &str, id: &str) -> Result<(FleetRo
 #[utoipa::path(post, path = "/fleets/{slug}/devices/{id}/commands", tag = "commands", request_body = NewCommand,
     params(("slug" = String, Path, description = "The fleet."), ("id" = String, Path, description = "The device.")),
     responses((status = 201, body = Command),
-        (status = 409, description = "`device_not_accepted`, `clone_suspected`, `too_many_commands` (64 that have not ended)"),
+        (status = 409, description = "`device_not_accepted`, `clone_suspected`, `too_many_commands` (64 acts or 64 questions, 16 of them one's own, that have not ended)"),
+        (status = 429, description = "`too_many_reads`"),
         (status = 422, description = "`verb_unknown`, `args_invalid`, `ttl_missing`, `ttl_invalid`")))]
 pub(crate) async fn create(
     State(app): State<App>,
@@ -169,7 +170,7 @@ pub(crate) async fn create(
     Ok((StatusCode::CREATED, Json(view(row)?)))
 }
 
-/// Lists the commands of a device, newest first, without their results; the newest 200 are kept.
+/// Lists the commands of a device, newest first, without their results; the newest 200 acts and 200 questions are kept.
 #[utoipa::path(get, path = "/fleets/{slug}/devices/{id}/commands", tag = "commands",
     params(("slug" = String, Path, description = "The fleet."), ("id" = String, Path, description = "The device."), Paging),
     responses((status = 200, body = Page<Command>)))]
@@ -233,4 +234,25 @@ pub(crate) async fn show(
             }
         }
     }
+}
+
+/// Takes a command back that was not sent yet: it ends as `rejected` with the code `cancelled`. Fine where it has ended. Needs the role
+/// operator, or to have asked it oneself.
+#[utoipa::path(post, path = "/fleets/{slug}/devices/{id}/commands/{command}/cancel", tag = "commands",
+    params(("slug" = String, Path, description = "The fleet."), ("id" = String, Path, description = "The device."),
+        ("command" = String, Path, description = "The command.")),
+    responses((status = 200, body = Command), (status = 404, description = "`not_found`"),
+        (status = 409, description = "`command_sent`")))]
+pub(crate) async fn cancel(
+    State(app): State<App>,
+    caller: Caller,
+    Path((slug, id, command)): Path<(String, String, String)>,
+) -> Result<Json<Command>> {
+    let (fleet, _) = of(&app, &caller, &slug, &id).await?;
+    let unknown = || Problem::not_found("such command");
+    let row = rows::one(&app, &id, &command).await?.ok_or_else(unknown)?;
+    let own = row.asked_by == caller.who && row.user_id == caller.user_id;
+    caller.may(if own && row.envelope.is_none() { Act::Read } else { Act::Deploy }, Some(&fleet))?;
+    commands::cancel(&app, &caller, &fleet, &command).await?;
+    Ok(Json(view(rows::one(&app, &id, &command).await?.ok_or_else(unknown)?)?))
 }

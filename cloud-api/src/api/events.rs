@@ -27,7 +27,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{Query, fleets::allowed};
 use crate::{
     app::App,
-    auth::{Act, Caller, Sees},
+    auth::{Act, Caller, Needs, Sees, Watch, bounds::Share},
     bus::Numbered,
     error::{Problem, Result},
 };
@@ -38,6 +38,8 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 pub(super) const LIFETIME: Duration = Duration::from_secs(15 * 60);
 /// Streams at once.
 const MAX_STREAMS: usize = 1_000;
+/// Of one person: a few windows on a few machines.
+const MAX_STREAMS_EACH: usize = 100;
 
 static STREAMS: AtomicUsize = AtomicUsize::new(0);
 
@@ -68,15 +70,18 @@ pub(crate) async fn events(
     Query(params): Query<Params>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let sees = match &params.fleet {
-        Some(slug) => Sees::Only(vec![allowed(&app, &caller, slug, Act::Read).await?.fleet_id]),
-        None => caller.sees(),
+    let (sees, needs) = match &params.fleet {
+        Some(slug) => {
+            let fleet = allowed(&app, &caller, slug, Act::Read).await?;
+            (Sees::Only(vec![fleet.fleet_id]), Needs::May(Act::Read, Box::new(fleet)))
+        }
+        None => (caller.sees(), Needs::See(caller.sees())),
     };
     let only = match sees {
         Sees::All => None,
         Sees::Only(these) => Some(these.iter().map(ToString::to_string).collect()),
     };
-    let place = Place::take()?;
+    let place = Place::take(&app, &caller)?;
     // Subscribed before looking back, so that nothing falls in between; what is in both is dropped by its number.
     let live = app.bus.subscribe();
     let last = headers.get("last-event-id").and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
@@ -86,6 +91,7 @@ pub(crate) async fn events(
     };
     let listener = Listener {
         last: last.filter(|_| !reset).unwrap_or(0),
+        access: Watch::new(&app, &caller, needs),
         app,
         only,
         missed,
@@ -109,20 +115,23 @@ pub(super) fn streamed(frames: impl Stream<Item = Result<Frame, Infallible>> + S
     response
 }
 
-pub(super) struct Place;
+/// One listener's place.
+pub(super) struct Place {
+    _own: Share,
+}
 
 impl Place {
-    pub(super) fn take() -> Result<Self> {
+    pub(super) fn take(app: &App, caller: &Caller) -> Result<Self> {
+        let full = |why: &str| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_streams", why).retry_after(30)
+        };
+        let own = app.auth.listeners.take(&caller.user_id, MAX_STREAMS_EACH);
+        let own = own.ok_or_else(|| full("You listen as often as one person may at once; end one."))?;
         if STREAMS.fetch_add(1, Relaxed) >= MAX_STREAMS {
             STREAMS.fetch_sub(1, Relaxed);
-            return Err(Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too_many_streams",
-                "Too many listeners at once; try again later.",
-            )
-            .retry_after(30));
+            return Err(full("Too many listeners at once; try again later."));
         }
-        Ok(Self)
+        Ok(Self { _own: own })
     }
 }
 
@@ -142,6 +151,7 @@ struct Listener {
     /// The greatest number sent.
     last: u64,
     until: Instant,
+    access: Watch,
     _place: Place,
 }
 
@@ -156,6 +166,10 @@ impl Listener {
     /// The next frame; `None` ends the stream.
     async fn next(&mut self) -> Option<Frame> {
         loop {
+            // What came and was not read yet is not for who may not see it any more.
+            if self.access.is_lost() {
+                return None;
+            }
             if std::mem::take(&mut self.reset) {
                 return Some(Frame::default().event("reset").data("{}"));
             }
@@ -165,6 +179,7 @@ impl Listener {
                     let received = tokio::select! {
                         received = self.live.recv() => received,
                         () = tokio::time::sleep_until(self.until) => return None,
+                        _ = self.access.lost() => return None,
                         () = self.app.stopping.cancelled() => return None,
                     };
                     match received {
@@ -278,6 +293,17 @@ mod tests {
         }
         assert_eq!(open(&cloud, &narrow, "?fleet=other", None).await.status(), StatusCode::NOT_FOUND);
         assert_eq!(open(&cloud, "", "", None).await.status(), StatusCode::UNAUTHORIZED);
+        for (token, query, lost) in [
+            (&max, "", "DELETE FROM members"),
+            (&narrow, "?fleet=mine", "UPDATE users SET disabled_at = 1 WHERE email = 'bob@example.org'"),
+        ] {
+            let stream = open(&cloud, token, query, None).await;
+            let mut tx = cloud.app.db.write().await.unwrap();
+            sqlx::query(lost).execute(&mut *tx).await.unwrap();
+            tx.commit().await.unwrap();
+            let next = stream.into_body().into_data_stream().next().await;
+            assert!(next.is_none(), "its end comes before the first sign of life: {lost}");
+        }
         let stream = open(&cloud, &anna, "", None).await;
         cloud.app.stopping.cancel();
         assert!(stream.into_body().into_data_stream().next().await.is_none());

@@ -175,7 +175,8 @@ fn unknown() -> Problem {
     params(("slug" = String, Path, description = "The fleet.")),
     responses((status = 201, body = FleetCommand), (status = 200, body = FleetCommandPreview, description = "With `dry_run`"),
         (status = 400, description = "`filter_invalid`"),
-        (status = 409, description = "`count_differs`, `too_many_rounds` (4 of those that ask and 4 of those that act, under way)"),
+        (status = 409, description = "`count_differs`, `too_many_rounds` (4 of those that ask and 4 of those that act, with devices still to ask)"),
+        (status = 429, description = "`too_many_reads`"),
         (status = 422, description = "`verb_unknown`, `args_invalid`, `ttl_missing`, `ttl_invalid`, `count_missing`, `no_devices`, `too_many_devices` (10,000)")))]
 pub(crate) async fn create(
     State(app): State<App>,
@@ -303,7 +304,7 @@ fn device_view(row: RoundDevice) -> FleetCommandDevice {
     }
 }
 
-/// Asks no further device of a round; those that were asked go on. Needs the role operator, or to have asked it oneself.
+/// Asks no further device of a round, and takes back what waits for a device that is away; what was sent goes on. Needs the role operator, or to have asked it oneself.
 #[utoipa::path(post, path = "/fleets/{slug}/commands/{command}/cancel", tag = "commands",
     params(("slug" = String, Path, description = "The fleet."), ("command" = String, Path, description = "The round.")),
     responses((status = 200, body = FleetCommand), (status = 404, description = "`not_found`")))]
@@ -314,7 +315,7 @@ pub(crate) async fn cancel(
 ) -> Result<Json<FleetCommand>> {
     let fleet = allowed(&app, &caller, &slug, Act::Read).await?;
     let round = rows::one(&app, &fleet.fleet_id.to_string(), &id).await?.ok_or_else(unknown)?;
-    if round.asked_by != caller.who {
+    if round.asked_by != caller.who || round.user_id != caller.user_id {
         caller.may(Act::Deploy, Some(&fleet))?;
     }
     let round = many::cancel(&app, &caller, &fleet, &id).await?.ok_or_else(unknown)?;

@@ -271,6 +271,8 @@ pub(crate) async fn delete(
     let fleet = allowed(&app, &caller, &slug, Act::Manage).await?;
     let id = fleet.fleet_id.to_string();
     let mut tx = app.db.write().await?;
+    // Before it: the caller's own token or membership may go with the fleet.
+    caller.holds(&mut tx).await?;
     let devices: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM devices WHERE fleet_id = $1")
         .bind(&id)
         .fetch_one(&mut *tx)
@@ -288,7 +290,7 @@ pub(crate) async fn delete(
     sqlx::query("DELETE FROM terminal_brakes WHERE fleet_id = $1").bind(&id).execute(&mut *tx).await?;
     sqlx::query("DELETE FROM fleets WHERE fleet_id = $1").bind(&id).execute(&mut *tx).await?;
     let detail = serde_json::json!({"fleet_id": id, "devices": devices});
-    audit::record(&mut tx, &caller, "fleet.delete", &format!("fleet:{slug}"), detail).await?;
+    audit::note(&mut tx, &caller, "fleet.delete", &format!("fleet:{slug}"), detail).await?;
     tx.commit().await?;
     app.roots.forget(fleet.fleet_id);
     app.devices.forget_fleet(fleet.fleet_id);

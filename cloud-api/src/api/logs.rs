@@ -17,7 +17,7 @@ use copal_protocol::{
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::json;
-use tokio::time::Instant;
+use tokio::{sync::mpsc, time::Instant};
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -25,7 +25,7 @@ use super::{Path, Query, devices::device};
 use crate::{
     app::{self, App},
     audit,
-    auth::{Act, Caller},
+    auth::{Act, Caller, Needs, Watch},
     channel::{Came, CloudStream},
     devices::memory,
     error::{Problem, Result},
@@ -33,9 +33,11 @@ use crate::{
 
 /// Something is said this often, so that proxies do not close a quiet stream and its reader knows that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// A stream that follows ends after this long with the code `renew`: its reader comes back after the last number, and its
+/// A stream ends after this long with the code `renew`: its reader comes back after the last number, and its
 /// credentials are looked at again.
 const LIFETIME: Duration = Duration::from_secs(15 * 60);
+/// How long the last words to a slow reader may take.
+const LAST: Duration = Duration::from_secs(5);
 /// Lines where nobody says how many.
 const TAIL: u32 = 200;
 /// Services in one request.
@@ -77,7 +79,8 @@ pub struct Params {
 /// Reads the logs of a device's services from the device: one JSON object a line (`application/x-ndjson`), or the same as
 /// server-sent events where `Accept` asks for `text/event-stream`. Lines rise by `seq`; `n` has no gap within a service but where
 /// the device let go of lines, and `dropped` counts lines that were over the service's rate. The last object may be
-/// `{"end": {"code", "message"}}`: `device_away` where the device went, `renew` where it is time to come again after the last `seq`.
+/// `{"end": {"code", "message"}}`: `device_away` where the device went, `renew` where it is time to come again after the last `seq`,
+/// `access_lost` where whoever reads may not any more.
 /// Empty lines are signs of life. The device itself leaves out what is not wanted; of one whose agent is too old for
 /// that the cloud does, and `tail` counts what is looked through. Needs the role viewer.
 #[utoipa::path(get, path = "/fleets/{slug}/devices/{id}/logs", tag = "devices",
@@ -102,6 +105,7 @@ pub(crate) async fn logs(
         Problem::conflict("device_not_accepted", why)
     })?;
     let asked = Asked::of(&params, &headers)?;
+    app.auth.reads.take(&caller.user_id, std::time::Instant::now())?;
     let detail = json!({
         "services": asked.open.services, "after": asked.open.after, "tail": asked.open.tail, "follow": params.follow,
         "search": params.search, "since": params.since, "until": params.until,
@@ -111,25 +115,31 @@ pub(crate) async fn logs(
     audit::record(&mut tx, &caller, "logs.read", &format!("device:{id}"), detail).await?;
     tx.commit().await?;
     let Asked { open, sse } = asked;
-    let follow = open.follow;
     // Of a device that cannot itself; then by this clock, for want of the device's.
     let sieve = Sieve::new(&open, app::now());
-    let stream = app.channels.open_stream(row.id()?, StreamOf::Logs(open)).await?;
+    let stream = app.channels.open_stream(row.id()?, StreamOf::Logs(open), &caller.user_id).await?;
     let sieve = if stream.sieves() { Sieve::default() } else { sieve };
     let name = row.name;
+    let access = Watch::new(&app, &caller, Needs::May(Act::Read, Box::new(fleet)));
     let reader = Reader {
         app,
         stream,
         sieve,
         sse,
-        follow,
         rest: BytesMut::new(),
         until: Instant::now() + LIFETIME,
+        access,
         over: false,
         began: false,
     };
     let kind = if sse { "text/event-stream" } else { "application/x-ndjson" };
-    let mut response = Body::from_stream(stream::unfold(reader, Reader::next)).into_response();
+    let (say, said) = mpsc::channel(1);
+    tokio::spawn(pass(reader, say));
+    let body = stream::unfold(said, async |mut said| {
+        let bytes: Bytes = said.recv().await?;
+        Some((Ok::<_, Infallible>(bytes), said))
+    });
+    let mut response = Body::from_stream(body).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -200,6 +210,29 @@ impl Asked {
     }
 }
 
+/// Passes a stream on. Whoever does not read holds it no longer than who does, and no longer than they may.
+async fn pass(mut reader: Reader, say: mpsc::Sender<Bytes>) {
+    loop {
+        let next = tokio::select! {
+            next = reader.next() => next,
+            () = say.closed() => return,
+        };
+        let Some(bytes) = next else { return };
+        let over = async {
+            tokio::select! {
+                () = tokio::time::sleep_until(reader.until) => {}
+                _ = reader.access.lost() => {}
+            }
+            tokio::time::sleep(LAST).await;
+        };
+        tokio::select! {
+            biased;
+            said = say.send(bytes) => if said.is_err() { return },
+            () = over => return,
+        }
+    }
+}
+
 /// A stream on its way out. Holds what the device has credit for, and one line.
 struct Reader {
     app: App,
@@ -207,33 +240,39 @@ struct Reader {
     /// Of what the device does not leave out by itself.
     sieve: Sieve,
     sse: bool,
-    follow: bool,
     /// A line that has not ended yet.
     rest: BytesMut,
     until: Instant,
+    access: Watch,
     over: bool,
     began: bool,
 }
 
 impl Reader {
-    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
+    /// The next bytes; `None` ends it.
+    async fn next(&mut self) -> Option<Bytes> {
         if self.over {
             return None;
         }
         // The head of the answer goes out with its first bytes, and a quiet log has none for long.
         if !std::mem::replace(&mut self.began, true) {
-            return Some((Ok(Bytes::from_static(b"\n")), self));
+            return Some(Bytes::from_static(b"\n"));
         }
         loop {
             let came = tokio::select! {
-                came = self.stream.recv() => came,
-                () = tokio::time::sleep(HEARTBEAT) => return Some((Ok(Bytes::from_static(b"\n")), self)),
-                () = tokio::time::sleep_until(self.until), if self.follow => {
+                biased;
+                why = self.access.lost() => {
+                    let why = why.to_owned();
+                    return Some(self.end("access_lost", &why));
+                }
+                () = tokio::time::sleep_until(self.until) => {
                     return Some(self.end("renew", "Come again after the last number."));
                 }
                 () = self.app.stopping.cancelled() => {
                     return Some(self.end("restarting", "The cloud stops; come again after the last number."));
                 }
+                came = self.stream.recv() => came,
+                () = tokio::time::sleep(HEARTBEAT) => return Some(Bytes::from_static(b"\n")),
             };
             match came {
                 Came::Data(bytes) => {
@@ -241,7 +280,7 @@ impl Reader {
                         return Some(self.end("log_malformed", "The device sent what is no log."));
                     };
                     if !out.is_empty() {
-                        return Some((Ok(out.freeze()), self));
+                        return Some(out.freeze());
                     }
                 }
                 Came::Closed(closed) if closed.code == "ended" => return None,
@@ -284,13 +323,13 @@ impl Reader {
         }
     }
 
-    fn end(mut self, code: &str, message: &str) -> (Result<Bytes, Infallible>, Self) {
+    fn end(&mut self, code: &str, message: &str) -> Bytes {
         let cut = |text: &str, most| copal_protocol::text::inert(text).chars().take(most).collect::<String>();
         let end = json!({ "end": { "code": cut(code, 64), "message": cut(message, 500) } });
         let mut out = BytesMut::new();
         self.say(&mut out, None, &end.to_string());
         self.over = true;
-        (Ok(out.freeze()), self)
+        out.freeze()
     }
 }
 

@@ -138,6 +138,8 @@ pub(crate) async fn set(
     not_above(&caller, &fleet, asked.role)?;
     let user = person(&app, &email).await?;
     let mut tx = app.db.write().await?;
+    // Before it: what is changed may be the caller's own.
+    caller.holds(&mut tx).await?;
     let others: i64 =
         sqlx::query_scalar("SELECT COUNT(*) FROM members WHERE fleet_id = $1 AND user_id <> $2")
             .bind(fleet.fleet_id.to_string())
@@ -161,7 +163,7 @@ pub(crate) async fn set(
     .fetch_one(&mut *tx)
     .await?;
     let detail = serde_json::json!({"user": user.email, "role": asked.role});
-    audit::record(&mut tx, &caller, "member.set", &format!("fleet:{slug}"), detail).await?;
+    audit::note(&mut tx, &caller, "member.set", &format!("fleet:{slug}"), detail).await?;
     tx.commit().await?;
     let member = Row { email: user.email, role: asked.role.to_string(), server_role: user.role, created_at };
     Ok(Json(member.try_into()?))
@@ -181,6 +183,7 @@ pub(crate) async fn remove(
     let own = email == caller.email && caller.scope == crate::auth::Scope::Full;
     let fleet = allowed(&app, &caller, &slug, if own { Act::Read } else { Act::Manage }).await?;
     let mut tx = app.db.write().await?;
+    caller.holds(&mut tx).await?;
     let gone = sqlx::query(
         "DELETE FROM members WHERE fleet_id = $1 AND user_id = (SELECT id FROM users WHERE email = $2)",
     )
@@ -192,7 +195,7 @@ pub(crate) async fn remove(
         return Err(Problem::not_found(format!("member {email} of fleet {slug:?}")));
     }
     let detail = serde_json::json!({"user": email});
-    audit::record(&mut tx, &caller, "member.remove", &format!("fleet:{slug}"), detail).await?;
+    audit::note(&mut tx, &caller, "member.remove", &format!("fleet:{slug}"), detail).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -54,6 +54,12 @@ pub(crate) async fn sign_in(
     let stored = user.as_ref().map(|u| u.password_hash.clone());
     let right = app.auth.hashing.verify(stored, asked.password).await?;
     let mut tx = app.db.write().await?;
+    // Hashing took its time: a person shut out meanwhile, or with another password by now, begins nothing with the old one.
+    let right = right
+        && match &user {
+            Some(user) => users::is_still(&mut tx, user).await?,
+            None => false,
+        };
     let object = format!("user:{email}");
     let Some(user) = user.filter(|_| right) else {
         app.auth.limits.failed(&email, &source, Instant::now());
@@ -71,7 +77,7 @@ pub(crate) async fn sign_in(
     audit::record_as(&mut tx, &email, &source, "session.begin", &object, serde_json::Value::Null).await?;
     tx.commit().await?;
     let role = user.role.parse::<Role>()?;
-    let fleets = me::named(&app, &*members::of_user(&app, &user.id, role).await?).await?;
+    let fleets = me::named(&app, &*members::of_user(app.db.read(), &user.id, role).await?).await?;
     let me = Me { email, role, fleets, scope: Scope::Full, token: None, fleet: None };
     let cookie = sessions::set_cookie(&app, &session)?;
     Ok((AppendHeaders([(header::SET_COOKIE, cookie)]), Json(me)))
@@ -88,7 +94,7 @@ pub(crate) async fn sign_out(
         let mut tx = app.db.write().await?;
         sessions::end(&mut tx, session).await?;
         let object = format!("user:{}", caller.email);
-        audit::record(&mut tx, &caller, "session.end", &object, serde_json::Value::Null).await?;
+        audit::note(&mut tx, &caller, "session.end", &object, serde_json::Value::Null).await?;
         tx.commit().await?;
     }
     let cookie = sessions::set_cookie(&app, "")?;

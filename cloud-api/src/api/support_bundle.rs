@@ -1,6 +1,6 @@
 //! A device's support bundle, as it comes over the channel.
 
-use std::io;
+use std::{io, time::Instant};
 
 use axum::{
     body::{Body, Bytes},
@@ -46,10 +46,11 @@ pub(crate) async fn create(
         return Err(Problem::not_found("such device in this fleet"));
     }
     let device = row.id()?;
+    app.auth.reads.take(&caller.user_id, Instant::now())?;
     let mut tx = app.db.write().await?;
     audit::record(&mut tx, &caller, "device.support_bundle", &format!("device:{id}"), json!({})).await?;
     tx.commit().await?;
-    let stream = app.channels.open_stream(device, StreamOf::Bundle {}).await?;
+    let stream = app.channels.open_stream(device, StreamOf::Bundle {}, &caller.user_id).await?;
     // Nothing was answered yet: what goes wrong while it is made can be told.
     let first = match stream.recv().await {
         Came::Data(bytes) => bytes,

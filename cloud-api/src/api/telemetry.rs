@@ -24,9 +24,10 @@ use super::{
 use crate::{
     app::{self, App},
     audit,
-    auth::{Act, Caller},
+    auth::{Act, Caller, Needs, Watch},
     devices::rows::DeviceRow,
     error::{Problem, Result},
+    store::fleets,
     telemetry::{
         live::{self, Heard},
         metrics,
@@ -266,14 +267,18 @@ pub(crate) async fn live(
     Path((slug, id)): Path<(String, String)>,
 ) -> Result<Response> {
     let row = of(&app, &caller, &slug, &id).await?;
-    let place = Place::take()?;
+    let place = Place::take(&app, &caller)?;
+    let fleet = fleets::by_id(&app, row.fleet_id.parse().map_err(Problem::internal)?).await?;
+    let access = Watch::new(&app, &caller, Needs::May(Act::Read, Box::new(fleet)));
+    app.auth.reads.take(&caller.user_id, std::time::Instant::now())?;
     // It makes the device work, and tells its owner's doings as they happen: whoever watches is on record.
     let mut tx = app.db.write().await?;
     audit::record(&mut tx, &caller, "metrics.watch", &format!("device:{id}"), serde_json::Value::Null)
         .await?;
     tx.commit().await?;
     let heard = live::watch(&app, row.id()?).await?;
-    let watcher = Watcher { app, heard, until: Instant::now() + LIFETIME, over: false, _place: place };
+    let watcher =
+        Watcher { app, heard, until: Instant::now() + LIFETIME, over: false, access, _place: place };
     Ok(streamed(stream::unfold(watcher, |mut watcher| async move {
         let frame = watcher.next().await?;
         Some((Ok::<_, Infallible>(frame), watcher))
@@ -285,16 +290,27 @@ struct Watcher {
     heard: Receiver<Heard>,
     until: Instant,
     over: bool,
+    access: Watch,
     _place: Place,
 }
 
 impl Watcher {
+    fn end(&mut self, code: &str) -> Option<Frame> {
+        self.over = true;
+        let data = serde_json::json!({ "code": code }).to_string();
+        Some(Frame::default().event("end").data(data))
+    }
+
     /// The next frame; `None` ends the stream.
     async fn next(&mut self) -> Option<Frame> {
         while !self.over {
+            if self.access.is_lost() {
+                return self.end("access_lost");
+            }
             let heard = tokio::select! {
                 heard = self.heard.recv() => heard,
                 () = tokio::time::sleep_until(self.until) => return None,
+                _ = self.access.lost() => return self.end("access_lost"),
                 () = self.app.stopping.cancelled() => return None,
             };
             match heard {
@@ -303,11 +319,7 @@ impl Watcher {
                     let data = serde_json::to_string(&point).ok()?;
                     return Some(Frame::default().event("sample").data(data));
                 }
-                Ok(Heard::End(code)) => {
-                    self.over = true;
-                    let data = serde_json::json!({ "code": *code }).to_string();
-                    return Some(Frame::default().event("end").data(data));
-                }
+                Ok(Heard::End(code)) => return self.end(&code),
                 // Slower than the samples come: the newest counts.
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,

@@ -171,7 +171,7 @@ async fn session(app: &App, fleet: &FleetRow, id: &str) -> Result<SessionRow> {
     params(("slug" = String, Path, description = "The fleet."), ("id" = String, Path, description = "The device.")),
     responses((status = 201, body = Session),
         (status = 403, description = "`role_insufficient`"),
-        (status = 409, description = "`terminal_off`, `terminal_stopped`, `device_away`, `no_websocket`, `device_not_accepted`, `clone_suspected`"),
+        (status = 409, description = "`terminal_off`, `terminal_stopped`, `device_away`, `no_websocket`, `device_not_accepted`, `clone_suspected`, `recordings_full`"),
         (status = 422, description = "`reason_missing`, `reason_invalid`, `target_invalid`, `size_invalid`, `bound_invalid`"),
         (status = 503, description = "`too_many_sessions`")))]
 pub(crate) async fn open(
@@ -249,7 +249,7 @@ pub(crate) async fn attach(
         .max_write_buffer_size(1 << 20)
         .max_message_size(MAX_MESSAGE)
         .max_frame_size(MAX_MESSAGE)
-        .on_upgrade(move |socket| Box::pin(terminal::run(app, fleet_id, row, caller, headers, socket))))
+        .on_upgrade(move |socket| Box::pin(terminal::run(app, fleet_id, row, caller, socket))))
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -326,7 +326,7 @@ pub(crate) async fn kill(
     }
 }
 
-/// The recording of a session: asciicast version 2, byte for byte; needs the role operator. A live one as far as it came.
+/// The recording of a session: asciicast version 2, byte for byte; needs the role operator, of a terminal of the device itself admin. A live one as far as it came.
 #[utoipa::path(get, path = "/fleets/{slug}/sessions/{session}/recording", tag = "terminal",
     params(("slug" = String, Path, description = "The fleet."), ("session" = String, Path, description = "The session.")),
     responses((status = 200, description = "The recording", content_type = "application/x-asciicast"),
@@ -338,6 +338,8 @@ pub(crate) async fn recording(
 ) -> Result<Response> {
     let fleet = allowed(&app, &caller, &slug, Act::Deploy).await?;
     let row = session(&app, &fleet, &id).await?;
+    // What was seen in it may be looked at by who could have opened it.
+    caller.may(terminal::needs(&row.target()?), Some(&fleet))?;
     let missing = |why: &str| Problem::new(StatusCode::NOT_FOUND, "recording_missing", why);
     if row.mode == "grant" {
         return Err(missing(
@@ -350,6 +352,7 @@ pub(crate) async fn recording(
     let file = tokio::fs::File::open(terminal::recording_path(&app.config, &row.id))
         .await
         .map_err(|_| missing("The recording is not there any more."))?;
+    app.auth.reads.take(&caller.user_id, std::time::Instant::now())?;
     let mut tx = app.db.write().await?;
     let object = format!("device:{}", row.device_id);
     audit::record(&mut tx, &caller, "terminal.recording", &object, json!({"session": row.id})).await?;

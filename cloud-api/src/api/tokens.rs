@@ -199,6 +199,8 @@ pub(crate) async fn revoke(
     full(&caller)?;
     let anyone = caller.role == Role::Owner && caller.fleet.is_none();
     let mut tx = app.db.write().await?;
+    // Before it: what is revoked may be what the caller shows.
+    caller.holds(&mut tx).await?;
     let done = sqlx::query(
         "UPDATE tokens SET revoked_at = $1 WHERE id = $2 AND revoked_at IS NULL AND ($3 OR user_id = $4) \
          AND ($5 IS NULL OR fleet_id = $5)",
@@ -213,7 +215,7 @@ pub(crate) async fn revoke(
     if done.rows_affected() == 0 {
         return Err(Problem::not_found("such token"));
     }
-    audit::record(&mut tx, &caller, "token.revoke", &format!("token:{id}"), serde_json::Value::Null).await?;
+    audit::note(&mut tx, &caller, "token.revoke", &format!("token:{id}"), serde_json::Value::Null).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

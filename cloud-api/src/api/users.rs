@@ -150,6 +150,8 @@ pub(crate) async fn change(
 ) -> Result<Json<User>> {
     caller.may(Act::Own, None)?;
     let mut tx = app.db.write().await?;
+    // Before it: what is changed may be the caller's own.
+    caller.holds(&mut tx).await?;
     let row: Option<Row> = sqlx::query_as(
         "UPDATE users SET role = COALESCE($2, role), \
          disabled_at = CASE WHEN $3 IS NULL THEN disabled_at WHEN $3 THEN COALESCE(disabled_at, $4) END \
@@ -176,7 +178,7 @@ pub(crate) async fn change(
         sqlx::query("DELETE FROM sessions WHERE user_id = $1").bind(&id).execute(&mut *tx).await?;
     }
     let detail = serde_json::json!({"role": change.role, "disabled": change.disabled});
-    audit::record(&mut tx, &caller, "user.change", &format!("user:{}", user.email), detail).await?;
+    audit::note(&mut tx, &caller, "user.change", &format!("user:{}", user.email), detail).await?;
     tx.commit().await?;
     Ok(Json(user))
 }
@@ -198,16 +200,26 @@ pub(crate) async fn password(
     }
     limited(&app, &caller.email, &caller.source)?;
     let user = users::by_email(&app, &caller.email).await?;
-    let stored = user.map(|u| u.password_hash);
+    let stored = user.as_ref().map(|u| u.password_hash.clone());
     if !app.auth.hashing.verify(stored, asked.current).await? {
         app.auth.limits.failed(&caller.email, &caller.source, Instant::now());
         return Err(Problem::forbidden("password_wrong", "The current password is another one."));
     }
     let (email, hash) = users::prepare(&app, &caller.email, asked.new).await?;
     let mut tx = app.db.write().await?;
-    users::upsert(&mut tx, &email, &hash, caller.role).await?;
-    audit::record(&mut tx, &caller, "user.password", &format!("user:{email}"), serde_json::Value::Null)
-        .await?;
+    caller.holds(&mut tx).await?;
+    // Two at once, by who knows the old one: the first counts.
+    let still = match &user {
+        Some(user) => users::is_still(&mut tx, user).await?,
+        None => false,
+    };
+    if !still || !users::set_password(&mut tx, &caller.user_id, &hash).await? {
+        return Err(Problem::forbidden(
+            "password_wrong",
+            "The password was changed meanwhile, or the person shut out.",
+        ));
+    }
+    audit::note(&mut tx, &caller, "user.password", &format!("user:{email}"), serde_json::Value::Null).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

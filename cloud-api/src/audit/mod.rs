@@ -15,15 +15,33 @@ use copal_protocol::audit::{Entry, START};
 use crate::{
     app,
     auth::Caller,
+    error::Result,
     store::{Db, Tx},
 };
 
-/// Notes an act. `verb` is `noun.verb` in the field's words (`fleet.create`), `object` what it was done to
-/// (`fleet:greenhouse`), `detail` what else matters; never a secret. Why is what the caller said.
+/// Notes an act within its write, and refuses it where its caller is less by now than when it was judged: a body comes slowly, and
+/// meanwhile a right may have been taken away. `verb` is `noun.verb` in the field's words (`fleet.create`), `object` what it was
+/// done to (`fleet:greenhouse`), `detail` what else matters; never a secret. Why is what the caller said.
+///
+/// # Errors
+/// When the database fails; those of [`Caller::holds`].
+pub async fn record(
+    tx: &mut Tx,
+    caller: &Caller,
+    verb: &str,
+    object: &str,
+    detail: serde_json::Value,
+) -> Result<()> {
+    caller.holds(tx).await?;
+    Ok(note(tx, caller, verb, object, detail).await?)
+}
+
+/// As [`record`], whatever the caller is by now: for what has happened (the end of a session, a ref that moved), and for acts that
+/// take something from their own caller, who was looked at before.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn record(
+pub async fn note(
     tx: &mut Tx,
     caller: &Caller,
     verb: &str,

@@ -3,7 +3,7 @@
 use copal_protocol::audit::How;
 use serde_json::json;
 
-use super::{chain_old, check, record, record_as};
+use super::{chain_old, check, note, record_as};
 use crate::{
     auth::{Caller, Role},
     store::Db,
@@ -14,7 +14,7 @@ async fn acts(db: &Db, count: usize) {
     for n in 0..count {
         let mut tx = db.write().await.unwrap();
         let detail = json!({"z": n, "a": ["é", null]});
-        record(&mut tx, &Caller::system(), "fleet.deploy", &format!("fleet:{n}"), detail).await.unwrap();
+        note(&mut tx, &Caller::system(), "fleet.deploy", &format!("fleet:{n}"), detail).await.unwrap();
         tx.commit().await.unwrap();
     }
 }

@@ -4,6 +4,8 @@
 //! Never here: devices (they have sessions of their own, see `devices/`), and no secret is stored: passwords are
 //! argon2id, tokens and sessions are kept as SHA-256.
 
+mod again;
+pub mod bounds;
 mod caller;
 pub mod limits;
 pub mod members;
@@ -11,6 +13,7 @@ pub mod passwords;
 pub mod sessions;
 pub mod tokens;
 pub mod users;
+mod watch;
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
@@ -19,7 +22,9 @@ use copal_protocol::ids::FleetId;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use again::{Author, Credential};
 pub use caller::{PEER_HEADER, basic, own_page, same_site, shown, source};
+pub use watch::{Needs, Watch};
 
 use crate::{
     app::App,
@@ -34,6 +39,10 @@ pub struct Memory {
     pub limits: limits::Limits,
     /// Bounds how many passwords are hashed at once.
     pub hashing: passwords::Hashing,
+    /// How often persons did what only looks and is audited.
+    pub reads: bounds::Reads,
+    /// Listeners to events and to metrics, by person.
+    pub listeners: bounds::Shares,
 }
 
 /// What a person is to this server; each may do what those before it may.
@@ -183,6 +192,8 @@ pub struct Caller {
     pub fleet: Option<FleetId>,
     /// The name of the token, where one was used.
     pub token: Option<String>,
+    /// What was shown, by which the caller's rights are looked at again.
+    pub credential: Credential,
     /// Where the request came from: an IP address.
     pub source: String,
     /// Why it is made, in the caller's words; for the audit log.
@@ -202,6 +213,7 @@ impl Caller {
             scope: Scope::Full,
             fleet: None,
             token: None,
+            credential: Credential::System,
             source: "local".to_owned(),
             why: String::new(),
         }

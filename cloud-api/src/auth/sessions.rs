@@ -3,7 +3,7 @@
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
-use super::{Caller, Role, Scope, hash_secret, members, random_secret};
+use super::{Caller, Credential, Role, Scope, hash_secret, members, random_secret};
 use crate::{
     app::{self, App},
     error::{Problem, Result},
@@ -69,7 +69,7 @@ pub async fn caller(app: &App, id: &str, source: String) -> Result<Caller> {
     let (user_id, email, role) =
         row.ok_or_else(|| Problem::unauthorized("session_invalid", "The session has ended. Sign in again."))?;
     let role = role.parse::<Role>()?;
-    let on_fleets = members::of_user(app, &user_id, role).await?;
+    let on_fleets = members::of_user(app.db.read(), &user_id, role).await?;
     Ok(Caller {
         who: email.clone(),
         email,
@@ -79,6 +79,7 @@ pub async fn caller(app: &App, id: &str, source: String) -> Result<Caller> {
         scope: Scope::Full,
         fleet: None,
         token: None,
+        credential: Credential::Session(hash_secret(id)),
         source,
         why: String::new(),
     })

@@ -2,7 +2,7 @@
 
 use copal_protocol::ids::FleetId;
 
-use super::{Caller, Role, Scope, hash_secret, members, random_id, random_secret};
+use super::{Caller, Credential, Role, Scope, hash_secret, members, random_id, random_secret};
 use crate::{
     app::{self, App},
     error::{Problem, Result},
@@ -68,10 +68,10 @@ pub async fn by_hash(app: &App, hash: &str, source: String) -> Result<Caller> {
         ));
     }
     if row.last_used_at.is_none_or(|at| at + USED_AT_GRAIN_S <= now) {
-        touch(app, row.id, now);
+        touch(app, row.id.clone(), now);
     }
     let role = row.role.parse::<Role>()?;
-    let on_fleets = members::of_user(app, &row.user_id, role).await?;
+    let on_fleets = members::of_user(app.db.read(), &row.user_id, role).await?;
     let fleet = row.fleet_id.as_deref().map(str::parse::<FleetId>).transpose().map_err(Problem::internal)?;
     Ok(Caller {
         who: format!("token:{} ({})", row.name, row.email),
@@ -82,6 +82,7 @@ pub async fn by_hash(app: &App, hash: &str, source: String) -> Result<Caller> {
         scope: row.scope.parse::<Scope>()?,
         fleet,
         token: Some(row.name),
+        credential: Credential::Token(row.id),
         source,
         why: String::new(),
     })

@@ -54,6 +54,35 @@ pub async fn by_email(app: &App, email: &str) -> Result<Option<UserRow>> {
     .await?)
 }
 
+/// Whether a user is as it was read: neither shut out since nor with another password.
+///
+/// # Errors
+/// When the database fails.
+pub async fn is_still(tx: &mut Tx, user: &UserRow) -> sqlx::Result<bool> {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM users WHERE id = $1 AND password_hash = $2 AND disabled_at IS NULL)",
+    )
+    .bind(&user.id)
+    .bind(&user.password_hash)
+    .fetch_one(&mut **tx)
+    .await
+}
+
+/// Gives a user another password, and ends what the old one began; `false` where the person is shut out. `hash` is from
+/// [`passwords::Hashing::hash`].
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_password(tx: &mut Tx, user_id: &str, hash: &str) -> sqlx::Result<bool> {
+    let done = sqlx::query("UPDATE users SET password_hash = $2 WHERE id = $1 AND disabled_at IS NULL")
+        .bind(user_id)
+        .bind(hash)
+        .execute(&mut **tx)
+        .await?;
+    sqlx::query("DELETE FROM sessions WHERE user_id = $1").bind(user_id).execute(&mut **tx).await?;
+    Ok(done.rows_affected() == 1)
+}
+
 /// Whether there is anyone yet.
 ///
 /// # Errors
@@ -62,7 +91,7 @@ pub async fn any(tx: &mut Tx) -> sqlx::Result<bool> {
     sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users)").fetch_one(&mut **tx).await
 }
 
-/// Makes a user, or gives an existing one this password and role. `hash` is from [`passwords::Hashing::hash`].
+/// Makes a user, or gives an existing one this password and role, and lets them in again. `hash` is from [`passwords::Hashing::hash`].
 ///
 /// # Errors
 /// When the database fails.

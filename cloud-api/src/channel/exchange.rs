@@ -3,7 +3,7 @@
 use std::{
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -21,14 +21,17 @@ use serde_json::Value;
 use super::{
     frames,
     memory::{Kind, Turn},
+    socket::MESSAGES,
     streams::Features,
 };
 use crate::{
     app::App,
-    devices::{self, memory::Entry, state},
+    devices::{self, limit::Rate, memory::Entry, state},
     error::{Problem, Result},
 };
 
+/// Hellos of one device: each begins a new turn, in which every command that has not ended is sent again.
+const HELLOS: Rate = Rate { burst: 20.0, per_second: 0.2 };
 /// The most bytes of a request.
 pub(super) const MAX_BODY: usize = 1 << 20;
 
@@ -43,6 +46,20 @@ pub(super) async fn exchange(
     let (entry, cuts) = app.devices.speaker(&headers)?;
     devices::heard(&app, &entry);
     let said = read(&body)?;
+    let hellos = said.iter().filter(|frame| matches!(frame, DeviceFrame::Hello(_))).count();
+    if hellos > 1 {
+        return Err(Problem::bad_request("frame_malformed", "An exchange has one hello at most."));
+    }
+    // The request itself, and each frame.
+    let messages = u16::try_from(said.len() + 1).unwrap_or(u16::MAX);
+    if !entry.may_say((messages, MESSAGES), (u16::from(hellos == 1), HELLOS), Instant::now()) {
+        return Err(Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too_many_requests",
+            "This device says more than it may; wait and come again.",
+        )
+        .retry_after(5));
+    }
     let mut out = Vec::new();
     let mut turn = app.channels.turn(entry.device_id);
     for frame in said {

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::streams::{Features, Streams};
 use crate::{
     app::{self, App},
+    auth::bounds::Shares,
     devices::memory::{Entry, ONLINE_S},
     error::{Problem, Result},
 };
@@ -73,6 +74,8 @@ pub struct Memory {
     most_held: AtomicUsize,
     /// Streams of all devices.
     pub(super) streams: Arc<AtomicUsize>,
+    /// The same by person.
+    pub(super) shares: Shares,
     timing: Mutex<Timing>,
     pub(super) tasks: TaskTracker,
 }
@@ -147,6 +150,7 @@ impl Default for Memory {
             held: Arc::default(),
             most_held: AtomicUsize::new(usize::MAX),
             streams: Arc::default(),
+            shares: Shares::default(),
             timing: Mutex::new(Timing::STANDARD),
             tasks: TaskTracker::new(),
         }

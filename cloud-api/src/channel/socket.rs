@@ -41,7 +41,7 @@ use crate::{
 /// Read at a time. The library's default keeps 128 KiB for each of what may be ten thousand sockets.
 const READ_BUFFER: usize = 1 << 10;
 /// Messages of one device. One that says more is heard later, and its line fills up meanwhile.
-const MESSAGES: Rate = Rate { burst: 500.0, per_second: 100.0 };
+pub(super) const MESSAGES: Rate = Rate { burst: 500.0, per_second: 100.0 };
 /// Messages of data: their bytes are bounded by credit, so what counts is that they are not too small.
 const DATA: Rate = Rate { burst: 4_000.0, per_second: 1_000.0 };
 

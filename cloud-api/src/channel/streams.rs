@@ -26,10 +26,16 @@ use http::StatusCode;
 use tokio::{sync::Notify, time::timeout};
 
 use super::memory::{Kind, Memory, Place, Turn};
-use crate::error::Problem;
+use crate::{auth::bounds::Share, error::Problem};
 
 /// Streams of all devices at once.
 pub(super) const MOST: usize = 2_000;
+/// Of one person.
+const EACH: usize = 100;
+/// Logs of one device for one person.
+const LOGS_EACH: usize = 3;
+/// Of a device's streams those that only a terminal or a support bundle takes: who may only look keeps nobody from those.
+const RESERVED: usize = 2;
 /// How long a device may take to open one.
 const OPENS: Duration = Duration::from_secs(15);
 /// The most bytes of one message.
@@ -46,6 +52,8 @@ pub(crate) enum StreamError {
     NoWebSocket,
     /// The device has as many as it may, or all devices together.
     TooMany,
+    /// Whoever asks has as many as one person may.
+    TooManyOfOne,
     /// The device said no.
     Refused(Closed),
 }
@@ -73,6 +81,12 @@ impl From<StreamError> for Problem {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too_many_streams",
                 format!("The device has {MAX_STREAMS} streams at a time, and all devices {MOST}; close one, or try again later."),
+            )
+            .retry_after(10),
+            StreamError::TooManyOfOne => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_streams",
+                format!("You have as many streams as one person may, {LOGS_EACH} logs of a device and {EACH} streams in all; close one."),
             )
             .retry_after(10),
             StreamError::Refused(Closed { code, message, .. }) => {
@@ -165,16 +179,23 @@ impl Streams {
         }
     }
 
-    fn add(&self, of: StreamOf) -> Result<(u32, Arc<Shared>), StreamError> {
+    fn add(&self, of: StreamOf, who: &str) -> Result<(u32, Arc<Shared>), StreamError> {
         let mut state = self.state();
         if state.over {
             return Err(StreamError::DeviceAway);
         }
-        if state.open.len() >= MAX_STREAMS {
+        let looks = matches!(of, StreamOf::Logs { .. } | StreamOf::Metrics {});
+        let looking = state.open.values().filter(|shared| shared.looks).count();
+        if state.open.len() >= MAX_STREAMS || (looks && looking >= MAX_STREAMS - RESERVED) {
             return Err(StreamError::TooMany);
         }
+        let logs_of = (matches!(of, StreamOf::Logs { .. }) && !who.is_empty()).then(|| who.to_owned());
+        let own = |shared: &&Arc<Shared>| logs_of.is_some() && shared.logs_of == logs_of;
+        if state.open.values().filter(own).count() >= LOGS_EACH {
+            return Err(StreamError::TooManyOfOne);
+        }
         state.last += 1;
-        let (stream, shared) = (state.last, Arc::new(Shared::default()));
+        let (stream, shared) = (state.last, Arc::new(Shared { looks, logs_of, ..Shared::default() }));
         state.open.insert(stream, Arc::clone(&shared));
         state.say.push_back(Say::Frame(CloudFrame::Open(Open { stream, of })));
         self.news.notify_one();
@@ -237,6 +258,10 @@ impl Streams {
 /// What the socket and whoever holds a stream share.
 #[derive(Debug, Default)]
 struct Shared {
+    /// Whether it only looks.
+    looks: bool,
+    /// Of logs: whose they are.
+    logs_of: Option<String>,
     state: Mutex<OneState>,
     /// For whoever reads, or waits until it is open.
     came: Notify,
@@ -306,10 +331,11 @@ pub(crate) struct CloudStream {
     /// Bytes the reader was given last: it took them when it asks for more.
     lent: Mutex<usize>,
     _place: Place,
+    _share: Option<Share>,
 }
 
 impl Memory {
-    /// Opens a stream of a device, and waits until the device opened it.
+    /// Opens a stream of a device for a person, or for all who look where `who` is empty, and waits until the device opened it.
     ///
     /// # Errors
     /// Why there is none.
@@ -317,6 +343,7 @@ impl Memory {
         &self,
         device: DeviceId,
         mut of: StreamOf,
+        who: &str,
     ) -> Result<CloudStream, StreamError> {
         let turn = self.turn(device).ok_or(StreamError::DeviceAway)?;
         if turn.kind == Kind::Exchange {
@@ -331,9 +358,13 @@ impl Memory {
             // A field that it does not know would end its channel.
             open.only = None;
         }
+        let share = match who {
+            "" => None,
+            who => Some(self.shares.take(who, EACH).ok_or(StreamError::TooManyOfOne)?),
+        };
         let place = Place::take(&self.streams, MOST).ok_or(StreamError::TooMany)?;
-        let (stream, shared) = turn.streams.add(of)?;
-        let stream = CloudStream { turn, stream, shared, lent: Mutex::new(0), _place: place };
+        let (stream, shared) = turn.streams.add(of, who)?;
+        let stream = CloudStream { turn, stream, shared, lent: Mutex::new(0), _place: place, _share: share };
         match timeout(OPENS, stream.opened()).await {
             Ok(Ok(())) => Ok(stream),
             Ok(Err(closed)) if closed.code == "device_away" => Err(StreamError::DeviceAway),

@@ -42,7 +42,8 @@ pub(crate) async fn answer(app: &App, entry: &Entry, ack: &Ack) -> Result<()> {
     if !news(&row)? {
         return Ok(());
     }
-    let code = ack.code.as_deref().map(|code| short(code, 64));
+    // That nothing was heard is the cloud's to say; of a device it would be news again and again.
+    let code = ack.code.as_deref().map(|code| short(code, 64)).filter(|code| code != state::NO_ANSWER);
     let message = short(&ack.message, MAX_TEXT);
     let result = ack.result.as_ref().map(ToString::to_string);
     let (result, message) = match result {

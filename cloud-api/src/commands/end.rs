@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use copal_protocol::ids::DeviceId;
+use serde_json::json;
 
 use super::{
     rows::{self, CommandRow, Step},
@@ -12,8 +13,10 @@ use super::{
 };
 use crate::{
     app::{self, App},
+    audit,
+    auth::Caller,
     error::{Problem, Result},
-    store::Tx,
+    store::{Tx, fleets::FleetRow},
 };
 
 /// Between two looks at what is due.
@@ -86,6 +89,40 @@ async fn end_if_due(app: &App, id: &str) -> Result<()> {
         return Ok(());
     }
     finish(app, tx, id).await
+}
+
+/// Takes a command back that was not sent yet, for somebody. One that has ended is left as it is.
+///
+/// # Errors
+/// 409 `command_sent`: only the device knows what comes of it.
+pub(crate) async fn cancel(app: &App, caller: &Caller, fleet: &FleetRow, id: &str) -> Result<()> {
+    let mut tx = app.db.write().await?;
+    let row = rows::of(&mut tx, id).await?.ok_or_else(|| Problem::not_found("such command"))?;
+    let state = row.state()?;
+    if state.is_final() {
+        return Ok(());
+    }
+    if state != CommandState::Queued {
+        return Err(Problem::conflict(
+            "command_sent",
+            format!(
+                "The command is {} by now: it was sent, and only the device knows what comes of it.",
+                state.as_str()
+            ),
+        ));
+    }
+    let message = format!("{} took it back before it was sent", caller.who);
+    let step =
+        Step { state: CommandState::Rejected, code: Some(state::CANCELLED), message: &message, result: None };
+    rows::step(&mut tx, &row, &step, app::now()).await?;
+    let detail = json!({"command": row.id, "verb": row.verb});
+    audit::record(&mut tx, caller, "command.cancel", &format!("device:{}", row.device_id), detail).await?;
+    let row = rows::of(&mut tx, id).await?;
+    tx.commit().await?;
+    if let Some(row) = row {
+        tell(app, &fleet.fleet_id.to_string(), &row);
+    }
+    Ok(())
 }
 
 /// Commits, and tells of the command.

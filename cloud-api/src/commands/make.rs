@@ -1,5 +1,7 @@
 //! Asking: a command is signed where it changes something, queued, and written into the audit log, all at once.
 
+use std::time::Instant;
+
 use copal_protocol::{
     documents::{Act, Action, Delivery, FIRST_EPOCH, MAX_TTL_S, SPEC},
     envelope::Envelope,
@@ -17,7 +19,7 @@ use super::{
 use crate::{
     app::{self, App},
     audit,
-    auth::Caller,
+    auth::{Author, Caller},
     devices::{memory, rows::by_id_in},
     error::{Problem, Result},
     store::{
@@ -29,6 +31,9 @@ use crate::{
 /// Seconds in which a `direct` command may begin, where nobody said: longer than a slow link takes, and soon enough for
 /// whoever waits.
 const DIRECT_TTL_S: u32 = 30;
+
+/// The longest a question waits for its device, seconds: what it would tell is of that day.
+const MAX_QUESTION_S: u32 = 86_400;
 
 /// What a person asks.
 #[derive(Debug)]
@@ -49,9 +54,23 @@ pub(super) struct Judged {
     pub(super) delivery: Delivery,
     pub(super) ttl_s: u32,
     pub(super) asked_by: String,
+    pub(super) author: Author,
     pub(super) why: String,
     /// The round it belongs to.
     pub(super) fleet_command: Option<i64>,
+}
+
+impl Judged {
+    /// Counts what only asks among what a person looks at.
+    ///
+    /// # Errors
+    /// `too_many_reads`.
+    pub(super) fn count(&self, app: &App) -> Result<()> {
+        match self.wanted {
+            Wanted::Ask(_) => app.auth.reads.take(&self.author.user_id, Instant::now()),
+            Wanted::Act(_) => Ok(()),
+        }
+    }
 }
 
 /// Judges what is asked.
@@ -61,13 +80,21 @@ pub(super) struct Judged {
 pub(super) fn judge(caller: &Caller, fleet: &FleetRow, asked: Asked) -> Result<Judged> {
     let wanted = order::parse(&asked.verb, &asked.args)?;
     caller.may(wanted.needs(), Some(fleet))?;
+    let ttl_s = ttl(asked.delivery, asked.ttl_s)?;
+    if matches!(wanted, Wanted::Ask(_)) && ttl_s > MAX_QUESTION_S {
+        return Err(Problem::invalid(
+            "ttl_invalid",
+            format!("ttl_s is {ttl_s}; a question waits at most {MAX_QUESTION_S}, which is a day."),
+        ));
+    }
     Ok(Judged {
         wanted,
-        ttl_s: ttl(asked.delivery, asked.ttl_s)?,
+        ttl_s,
         verb: asked.verb,
         args: order::shown(&asked.args),
         delivery: asked.delivery,
         asked_by: caller.who.clone(),
+        author: caller.author(),
         why: caller.why.clone(),
         fleet_command: None,
     })
@@ -85,6 +112,7 @@ pub(crate) async fn make(
     asked: Asked,
 ) -> Result<CommandRow> {
     let judged = judge(caller, fleet, asked)?;
+    judged.count(app)?;
     let mut tx = app.db.write().await?;
     let row = ask(app, &mut tx, fleet.fleet_id, device, &judged, app::now()).await?;
     let detail = json!({
@@ -123,6 +151,7 @@ pub(super) async fn ask(
         delivery,
         ttl_s,
         asked_by: judged.asked_by.clone(),
+        author: judged.author.clone(),
         why: judged.why.clone(),
         envelope,
         fleet_command: judged.fleet_command,

@@ -27,6 +27,7 @@ mod take;
 mod tests;
 
 pub(crate) use answer::answer;
+pub(crate) use end::cancel;
 pub(crate) use make::{Asked, make};
 pub(crate) use take::next;
 

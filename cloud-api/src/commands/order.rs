@@ -41,13 +41,21 @@ pub(crate) enum Wanted {
     Ask(Question),
 }
 
+/// What a person must be allowed to for a verb, by whether it acts.
+pub(crate) fn needs(verb: &str, acts: bool) -> auth::Act {
+    match (acts, verb) {
+        (false, _) => auth::Act::Read,
+        // It can lead a device's way to the cloud, and its clock, wherever somebody likes.
+        (true, "set_network") => auth::Act::Manage,
+        (true, _) => auth::Act::Deploy,
+    }
+}
+
 impl Wanted {
     /// What a person must be allowed to.
-    pub(crate) const fn needs(&self) -> auth::Act {
+    pub(crate) fn needs(&self) -> auth::Act {
         match self {
-            // It can lead a device's way to the cloud, and its clock, wherever somebody likes.
-            Self::Act(Act::SetNetwork { .. }) => auth::Act::Manage,
-            Self::Act(_) => auth::Act::Deploy,
+            Self::Act(act) => needs(act.verb(), true),
             Self::Ask(_) => auth::Act::Read,
         }
     }

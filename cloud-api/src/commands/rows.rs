@@ -3,20 +3,24 @@
 use copal_protocol::{documents::Delivery, ids::DeviceId};
 
 use super::{
-    many,
+    many, order,
     state::{self, CommandState},
 };
 use crate::{
     app::App,
+    auth::{Act, Author},
     error::{Problem, Result},
     store::Tx,
 };
 
-/// The most commands of a device that have not ended.
-pub(super) const MAX_OPEN: i64 = 64;
-/// The most commands kept of a device; the oldest that ended go first.
+/// The most acts of a device that have not ended, and apart from them the most questions: who may only ask keeps nobody from
+/// acting.
+const MAX_OPEN: i64 = 64;
+/// The most questions of one person to a device that have not ended.
+const MAX_QUESTIONS_EACH: i64 = 16;
+/// The most acts kept of a device, and the most questions; the oldest that ended go first.
 const KEPT: i64 = 200;
-/// Of the newest of these results are kept: one may have 256 KiB.
+/// Of the newest of each of these results are kept: one may have 256 KiB.
 const KEPT_RESULTS: i64 = 20;
 
 /// One command.
@@ -46,9 +50,21 @@ pub(crate) struct CommandRow {
     epoch: Option<i64>,
     /// The round it belongs to.
     pub(super) fleet_command: Option<i64>,
+    pub(crate) user_id: String,
+    token_id: Option<String>,
 }
 
 impl CommandRow {
+    /// Who asked.
+    pub(super) fn author(&self) -> Author {
+        Author { user_id: self.user_id.clone(), token_id: self.token_id.clone() }
+    }
+
+    /// What a person must be allowed to for it.
+    pub(crate) fn needs(&self) -> Act {
+        order::needs(&self.verb, self.envelope.is_some())
+    }
+
     /// Of the channel it was last sent on; 0 before.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.unwrap_or(0).unsigned_abs()
@@ -88,6 +104,7 @@ pub(super) struct New {
     pub(super) delivery: Delivery,
     pub(super) ttl_s: u32,
     pub(super) asked_by: String,
+    pub(super) author: Author,
     pub(super) why: String,
     pub(super) envelope: Option<Vec<u8>>,
     pub(super) fleet_command: Option<i64>,
@@ -98,21 +115,33 @@ pub(super) struct New {
 /// Writes a command down, queued, and makes room for it.
 pub(super) async fn insert(tx: &mut Tx, new: &New) -> Result<CommandRow> {
     let device = new.device.to_string();
-    let open: i64 =
-        sqlx::query_scalar("SELECT COUNT(*) FROM commands WHERE device_id = $1 AND ended_at IS NULL")
-            .bind(&device)
-            .fetch_one(&mut **tx)
-            .await?;
-    if open >= MAX_OPEN {
+    let asks = new.envelope.is_none();
+    let (open, own): (i64, i64) = sqlx::query_as(
+        "SELECT COUNT(*), COUNT(CASE WHEN user_id = $3 THEN 1 END) FROM commands
+         WHERE device_id = $1 AND ended_at IS NULL AND (envelope IS NULL) = $2",
+    )
+    .bind(&device)
+    .bind(asks)
+    .bind(&new.author.user_id)
+    .fetch_one(&mut **tx)
+    .await?;
+    if open >= MAX_OPEN || (asks && own >= MAX_QUESTIONS_EACH) {
+        let (open, what) = match (asks, open >= MAX_OPEN) {
+            (false, _) => (open, "acts"),
+            (true, true) => (open, "questions"),
+            (true, false) => (own, "questions of yours"),
+        };
         return Err(Problem::conflict(
             "too_many_commands",
-            format!("{open} commands wait for this device already; that is the most. Let them end first."),
+            format!(
+                "{open} {what} wait for this device already; that is the most. Let them end, or cancel those that were not sent."
+            ),
         ));
     }
     sqlx::query(
         "INSERT INTO commands (id, device_id, verb, args, delivery, ttl_s, asked_by, why, envelope, state, created_at, due_at,
-            fleet_command)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'queued', $10, $11, $12)",
+            fleet_command, user_id, token_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'queued', $10, $11, $12, $13, $14)",
     )
     .bind(&new.id)
     .bind(&device)
@@ -126,22 +155,28 @@ pub(super) async fn insert(tx: &mut Tx, new: &New) -> Result<CommandRow> {
     .bind(new.created_at.cast_signed())
     .bind(new.due_at.cast_signed())
     .bind(new.fleet_command)
+    .bind(&new.author.user_id)
+    .bind(&new.author.token_id)
     .execute(&mut **tx)
     .await?;
     sqlx::query(
-        "DELETE FROM commands WHERE device_id = $1 AND ended_at IS NOT NULL AND number <= (
-            SELECT number FROM commands WHERE device_id = $1 ORDER BY number DESC LIMIT 1 OFFSET $2)",
+        "DELETE FROM commands WHERE device_id = $1 AND ended_at IS NOT NULL AND (envelope IS NULL) = $3 AND number <= (
+            SELECT number FROM commands WHERE device_id = $1 AND (envelope IS NULL) = $3
+            ORDER BY number DESC LIMIT 1 OFFSET $2)",
     )
     .bind(&device)
     .bind(KEPT)
+    .bind(asks)
     .execute(&mut **tx)
     .await?;
     sqlx::query(
-        "UPDATE commands SET result = NULL WHERE device_id = $1 AND result IS NOT NULL AND number <= (
-            SELECT number FROM commands WHERE device_id = $1 ORDER BY number DESC LIMIT 1 OFFSET $2)",
+        "UPDATE commands SET result = NULL WHERE device_id = $1 AND result IS NOT NULL AND (envelope IS NULL) = $3
+            AND number <= (SELECT number FROM commands WHERE device_id = $1 AND (envelope IS NULL) = $3
+            ORDER BY number DESC LIMIT 1 OFFSET $2)",
     )
     .bind(&device)
     .bind(KEPT_RESULTS)
+    .bind(asks)
     .execute(&mut **tx)
     .await?;
     of(tx, &new.id).await?.ok_or_else(|| Problem::not_found("such command"))
@@ -166,7 +201,7 @@ pub(crate) async fn list(app: &App, device: &str, before: i64, limit: i64) -> Re
     Ok(sqlx::query_as(
         "SELECT number, id, device_id, verb, args, delivery, ttl_s, asked_by, why, NULL AS envelope, state, code, message,
             NULL AS result, created_at, delivered_at, accepted_at, running_at, ended_at, due_at, epoch,
-            fleet_command
+            fleet_command, user_id, token_id
          FROM commands WHERE device_id = $1 AND number < $2 ORDER BY number DESC LIMIT $3",
     )
     .bind(device)

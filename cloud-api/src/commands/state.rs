@@ -16,6 +16,13 @@ pub(crate) const SILENCE_S: u64 = 86_400;
 /// The code of a command that was given up.
 pub(crate) const NO_ANSWER: &str = "no_answer";
 
+/// The code of what was not sent because whoever asked may not ask it any more.
+pub(crate) const ACCESS_LOST: &str = "access_lost";
+/// The code of what was not sent because this version of the cloud cannot read it.
+pub(crate) const UNREADABLE: &str = "unreadable";
+/// The code of what somebody took back before it was sent.
+pub(crate) const CANCELLED: &str = "cancelled";
+
 /// Where a command stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -11,14 +11,15 @@ use serde_json::{Map, Value};
 use super::{
     end,
     order::{self, Wanted},
-    rows::{self, CommandRow},
-    state::{self, CommandState},
+    rows::{self, CommandRow, Step},
+    state::{self, ACCESS_LOST, CommandState, UNREADABLE},
     tell,
 };
 use crate::{
     app::{self, App},
     devices::memory::Entry,
     error::{Problem, Result},
+    store::Tx,
 };
 
 /// The next command to send on the channel of this epoch. Each is sent once a channel, until it ended.
@@ -52,6 +53,17 @@ async fn take(app: &App, entry: &Entry, epoch: u64, id: &str) -> Result<Option<C
         }
         return Ok(None);
     }
+    if let Some((code, why)) = stays_here(&mut tx, entry, &row).await? {
+        let state = if code == UNREADABLE { CommandState::Failed } else { CommandState::Rejected };
+        rows::step(&mut tx, &row, &Step { state, code: Some(code), message: &why, result: None }, now)
+            .await?;
+        let row = rows::of(&mut tx, id).await?;
+        tx.commit().await?;
+        if let Some(row) = row {
+            tell(app, &fleet, &row);
+        }
+        return Ok(None);
+    }
     let command = command(entry.device_id, &row, now)?;
     // Sent again, it is no less far on than it was.
     let stands = match row.state()? {
@@ -63,6 +75,20 @@ async fn take(app: &App, entry: &Entry, epoch: u64, id: &str) -> Result<Option<C
     tx.commit().await?;
     tell(app, &fleet, &row);
     Ok(Some(command))
+}
+
+/// Why a command is not sent, where it is not: a code, and words for people. It ends then, and those after it are sent.
+async fn stays_here(tx: &mut Tx, entry: &Entry, row: &CommandRow) -> Result<Option<(&'static str, String)>> {
+    // What was sent once is sent again: the device may have done it, and only the device knows what came of it.
+    if row.state()? == CommandState::Queued && !row.author().may(tx, row.needs(), entry.fleet_id).await? {
+        let why = format!("{} may not do this any more; nothing was sent.", row.asked_by);
+        return Ok(Some((ACCESS_LOST, why)));
+    }
+    Ok(command(entry.device_id, row, 0).err().map(|problem| {
+        tracing::error!(device = %entry.device_id, command = row.id, %problem, "a command that cannot be read any more");
+        let why = "This version of the cloud cannot read it any more; nothing was sent by it. Ask again.";
+        (UNREADABLE, why.to_owned())
+    }))
 }
 
 fn command(device: DeviceId, row: &CommandRow, now: u64) -> Result<Command> {

@@ -36,12 +36,24 @@ pub(crate) struct Bucket {
 impl Bucket {
     /// Takes one, where there is one.
     pub(crate) fn take(&mut self, rate: Rate, now: Instant) -> bool {
+        self.take_some(1, rate, now)
+    }
+
+    /// Takes so many, or none.
+    pub(crate) fn take_some(&mut self, count: u16, rate: Rate, now: Instant) -> bool {
         self.drain(rate, now);
-        if self.used + 1.0 > rate.burst {
-            return false;
+        let used = self.used + f64::from(count);
+        let fits = used <= rate.burst;
+        if fits {
+            self.used = used;
         }
-        self.used += 1.0;
-        true
+        fits
+    }
+
+    /// Whether nothing is used of it any more.
+    pub(crate) fn is_empty(&mut self, rate: Rate, now: Instant) -> bool {
+        self.drain(rate, now);
+        self.used <= 0.0
     }
 
     fn is_spent(&mut self, rate: Rate, now: Instant) -> bool {

@@ -87,6 +87,9 @@ pub(super) struct Facts {
     pub(super) reports: super::limit::Bucket,
     /// Batches of events and telemetry.
     batches: super::limit::Bucket,
+    /// Messages by exchange, and its hellos: there is no socket that would count them.
+    messages: super::limit::Bucket,
+    hellos: super::limit::Bucket,
 }
 
 impl Entry {
@@ -100,6 +103,8 @@ impl Entry {
                 mark: row.mark,
                 reports: super::limit::Bucket::default(),
                 batches: super::limit::Bucket::default(),
+                messages: super::limit::Bucket::default(),
+                hellos: super::limit::Bucket::default(),
             }),
             sessions: Mutex::default(),
             changed: Notify::new(),
@@ -125,6 +130,17 @@ impl Entry {
     /// Whether another batch of it may be taken now.
     pub(crate) fn may_tell(&self, rate: super::limit::Rate, now: Instant) -> bool {
         self.facts().batches.take(rate, now)
+    }
+
+    /// Whether so many messages of it, and this many hellos among them, may be taken now.
+    pub(crate) fn may_say(
+        &self,
+        (messages, rate): (u16, super::limit::Rate),
+        (hellos, hello_rate): (u16, super::limit::Rate),
+        now: Instant,
+    ) -> bool {
+        let mut facts = self.facts();
+        facts.hellos.take_some(hellos, hello_rate, now) && facts.messages.take_some(messages, rate, now)
     }
 
     /// The seq of its assignment.

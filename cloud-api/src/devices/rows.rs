@@ -15,7 +15,8 @@ use crate::{
     store::{Db, Tx},
 };
 
-/// The most events kept of one device, and seconds; older ones go.
+/// The most events kept of one device: of those it told, and of those the cloud noted, which the device must not be able to push
+/// out by telling more; and seconds. Older ones go.
 const EVENTS: i64 = 5_000;
 const EVENTS_S: u64 = 90 * 86_400;
 
@@ -233,18 +234,21 @@ pub(crate) async fn add_events(tx: &mut Tx, device: DeviceId, at: u64, events: &
         .execute(&mut **tx)
         .await?;
     }
-    bound_events(tx, device, at).await
+    bound_events(tx, device, at, false).await
 }
 
-/// Drops events past the bounds. How old one is, is counted from when the cloud heard of it.
-pub(crate) async fn bound_events(tx: &mut Tx, device: DeviceId, now: u64) -> Result<()> {
+/// Drops events past the bounds, of those the device told or of those the cloud noted. How old one is, is counted from when the
+/// cloud heard of it.
+pub(crate) async fn bound_events(tx: &mut Tx, device: DeviceId, now: u64, told: bool) -> Result<()> {
     let id = device.to_string();
     sqlx::query(
-        "DELETE FROM device_events WHERE device_id = $1 AND id <= (
-            SELECT id FROM device_events WHERE device_id = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)",
+        "DELETE FROM device_events WHERE device_id = $1 AND (seq IS NOT NULL) = $3 AND id <= (
+            SELECT id FROM device_events WHERE device_id = $1 AND (seq IS NOT NULL) = $3
+            ORDER BY id DESC LIMIT 1 OFFSET $2)",
     )
     .bind(&id)
     .bind(EVENTS)
+    .bind(told)
     .execute(&mut **tx)
     .await?;
     // In the order they came, so only the oldest can be too old; as a rule not even that one is.

@@ -389,8 +389,7 @@ async fn note(app: &App, push: &Push, prepared: &Prepared) {
     });
     let written = async {
         let mut tx = app.db.write().await?;
-        audit::record(&mut tx, &push.caller, "git.push", &format!("fleet:{}", push.fleet.slug), detail)
-            .await?;
+        audit::note(&mut tx, &push.caller, "git.push", &format!("fleet:{}", push.fleet.slug), detail).await?;
         tx.commit().await
     };
     if let Err(error) = written.await {

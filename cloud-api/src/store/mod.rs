@@ -30,6 +30,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (11, "checks", include_str!("../../migrations/0011_checks.sql")),
     (12, "brakes", include_str!("../../migrations/0012_brakes.sql")),
     (13, "committed", include_str!("../../migrations/0013_committed.sql")),
+    (14, "authors", include_str!("../../migrations/0014_authors.sql")),
 ];
 
 /// The database.

@@ -77,7 +77,7 @@ pub(super) async fn take(app: &App, device: DeviceId, batch: &Batch, now: u64) -
         .bind(last.cast_signed())
         .execute(&mut *tx)
         .await?;
-    rows::bound_events(&mut tx, device, now).await?;
+    rows::bound_events(&mut tx, device, now, true).await?;
     tx.commit().await?;
     Ok(Taken { up_to: last, new })
 }

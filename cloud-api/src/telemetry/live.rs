@@ -52,7 +52,7 @@ pub(crate) async fn watch(app: &App, device: DeviceId) -> Result<Receiver<Heard>
     if let Some(feed) = app.live.feeds().get(&device) {
         return Ok(feed.subscribe());
     }
-    let stream = app.channels.open_stream(device, StreamOf::Metrics {}).await?;
+    let stream = app.channels.open_stream(device, StreamOf::Metrics {}, "").await?;
     let mut feeds = app.live.feeds();
     // Somebody may have been faster; then this stream is closed again.
     if let Some(feed) = feeds.get(&device) {

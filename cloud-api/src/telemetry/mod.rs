@@ -11,7 +11,7 @@
 //! | `live` | samples of a device while somebody watches |
 //! | `clean` | brings what a device sent within bounds |
 //!
-//! Events: the newest 5,000 of a device, at most 90 days. Metrics: 30 days, see `metrics`.
+//! Events: the newest 5,000 that a device told, at most 90 days. Metrics: 30 days, see `metrics`.
 
 mod clean;
 pub(crate) mod events;

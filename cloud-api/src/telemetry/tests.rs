@@ -81,7 +81,7 @@ async fn events_are_listed_by_time_and_kind_and_bounded() {
         tell(&fleet, &device, batch(first, 0, some(first..first + 256))).await;
         first += 256;
     }
-    let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM device_events")
+    let count: i64 = sqlx::query_scalar("SELECT COUNT(seq) FROM device_events")
         .fetch_one(fleet.cloud.app.db.read())
         .await
         .unwrap();
@@ -99,7 +99,7 @@ async fn events_are_listed_by_time_and_kind_and_bounded() {
         .fetch_one(fleet.cloud.app.db.read())
         .await
         .unwrap();
-    assert_eq!(oldest, 4_900, "what is too old goes, a hundred at a time");
+    assert_eq!(oldest, 4_901, "what is too old goes, a hundred at a time; one was noted by the cloud");
 }
 
 /// Everything was heard so many days ago.
@@ -219,4 +219,33 @@ async fn metrics_of_a_device_are_bounded_however_many_it_tells() {
     assert!(count <= 210, "{count} spans of {bytes} bytes");
     let shown = fleet.shown(&device).await;
     assert_eq!((&shown["facts"]["kernel"], &shown["facts"]["cores"]), (&json!("6.1"), &json!(4)), "{shown}");
+}
+
+#[tokio::test]
+async fn a_device_that_tells_much_pushes_out_nothing_the_cloud_noted_of_it() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let mut tx = fleet.cloud.app.db.write().await.unwrap();
+    let noted = crate::devices::rows::NewEvent::new("state", "clone_suspected", "two hold its key");
+    crate::devices::rows::add_events(&mut tx, device.id, app::now(), &[noted]).await.unwrap();
+    sqlx::query(
+        "WITH RECURSIVE n (seq) AS (VALUES (1) UNION ALL SELECT seq + 1 FROM n WHERE seq < 5000)
+         INSERT INTO device_events (device_id, at, kind, code, message, data, boot_id, seq, received_at)
+         SELECT $1, $2, 'service', 'exited', '', '{}', 'b', seq, $2 FROM n",
+    )
+    .bind(device.id.to_string())
+    .bind(app::now_i64())
+    .execute(&mut *tx)
+    .await
+    .unwrap();
+    sqlx::query("UPDATE devices SET event_seq = 5000").execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(tell(&fleet, &device, batch(5001, 0, some(5001..5101))).await, 5100);
+    let (told, noted): (i64, i64) = sqlx::query_as(
+        "SELECT COUNT(seq), COUNT(CASE WHEN code = 'clone_suspected' THEN 1 END) FROM device_events",
+    )
+    .fetch_one(fleet.cloud.app.db.read())
+    .await
+    .unwrap();
+    assert_eq!((told, noted), (5_000, 1));
 }

@@ -1,6 +1,9 @@
 //! What ended with the cloud that held it, and what is too old to be kept.
 
-use std::{collections::BTreeSet, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use copal_protocol::channel::Closed;
 use serde_json::json;
@@ -17,8 +20,9 @@ use crate::{
 
 /// Recordings are kept for so long, seconds.
 const RECORDINGS_S: i64 = 90 * 86_400;
-/// Bytes of all recordings; the oldest go first.
-const RECORDINGS_BYTES: i64 = 4 << 30;
+/// Bytes of all recordings of a fleet; the oldest go first, and none that is younger than a setting says: else whoever is seen
+/// in one could push it out by opening more terminals.
+pub(super) const RECORDINGS_BYTES: i64 = 4 << 30;
 /// Rows are kept for so long, seconds; the audit log keeps the act for ever.
 const ROWS_S: i64 = 365 * 86_400;
 
@@ -45,7 +49,7 @@ pub async fn reconcile(app: &App) -> anyhow::Result<()> {
         let mut tx = app.db.write().await?;
         if rows::ended(&mut tx, &id, &end, app::now_i64()).await? {
             let detail = json!({"session": id, "code": end.closed.code, "recording_sha256": end.recording.map(|r| r.1)});
-            audit::record(&mut tx, &Caller::system(), "terminal.end", &format!("device:{device}"), detail)
+            audit::note(&mut tx, &Caller::system(), "terminal.end", &format!("device:{device}"), detail)
                 .await?;
         }
         tx.commit().await?;
@@ -64,16 +68,19 @@ pub async fn expire(app: &App, now: u64) -> anyhow::Result<()> {
         .bind(now - ROWS_S)
         .execute(&mut *tx)
         .await?;
-    let kept: Vec<(String, i64, i64)> = sqlx::query_as(
-        "SELECT id, recording_bytes, ended_at FROM terminal_sessions WHERE recording_bytes IS NOT NULL AND ended_at IS NOT NULL
-         ORDER BY number DESC",
+    let kept: Vec<(String, String, i64, i64)> = sqlx::query_as(
+        "SELECT s.id, d.fleet_id, s.recording_bytes, s.ended_at
+         FROM terminal_sessions s JOIN devices d ON d.device_id = s.device_id
+         WHERE s.recording_bytes IS NOT NULL AND s.ended_at IS NOT NULL ORDER BY s.number DESC",
     )
     .fetch_all(&mut *tx)
     .await?;
-    let mut bytes = 0;
-    for (id, size, ended) in kept {
-        bytes += size;
-        if bytes > RECORDINGS_BYTES || ended < now - RECORDINGS_S {
+    let stays = now - app.config.recordings_stay_s.cast_signed();
+    let mut bytes = BTreeMap::<String, i64>::new();
+    for (id, fleet, size, ended) in kept {
+        let bytes = bytes.entry(fleet).or_default();
+        *bytes += size;
+        if (*bytes > RECORDINGS_BYTES && ended < stays) || ended < now - RECORDINGS_S {
             sqlx::query("UPDATE terminal_sessions SET recording_bytes = NULL WHERE id = $1")
                 .bind(&id)
                 .execute(&mut *tx)

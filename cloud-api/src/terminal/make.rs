@@ -1,5 +1,7 @@
 //! Asking for a terminal: who may, of which device, for what, and why.
 
+use std::time::Instant;
+
 use copal_protocol::{
     documents::{MAX_GRANT_S, MAX_IDLE_S, MAX_REASON, MAX_TERMINAL_S, TerminalMode, TerminalTarget},
     ids::DeviceId,
@@ -7,7 +9,7 @@ use copal_protocol::{
 use serde_json::json;
 
 use super::{
-    MOST, brake,
+    MOST, brake, keep,
     rows::{self, New, SessionRow},
     session, tell,
 };
@@ -23,6 +25,8 @@ use crate::{
 
 /// The widest and the highest window.
 const MAX_SIZE: u16 = 1_000;
+/// Sessions of one person on one device that nobody came for yet.
+const OPENING_EACH: i64 = 3;
 /// The shortest bound that may be asked for, seconds.
 const LEAST_S: u32 = 1;
 
@@ -36,8 +40,13 @@ pub(crate) struct Asked {
     pub(crate) idle_s: Option<u32>,
 }
 
+/// Whether a window may be so wide and high.
+pub(super) fn is_size(cols: u16, rows: u16) -> bool {
+    [cols, rows].iter().all(|n| (1..=MAX_SIZE).contains(n))
+}
+
 /// What it takes: the device itself is more than a service of it.
-pub(super) fn needs(target: &TerminalTarget) -> Act {
+pub(crate) fn needs(target: &TerminalTarget) -> Act {
     match target {
         TerminalTarget::Service(_) | TerminalTarget::Recording(_) => Act::Deploy,
         TerminalTarget::Host => Act::Manage,
@@ -67,7 +76,7 @@ pub(crate) async fn make(
         return Err(Problem::invalid("reason_invalid", why));
     }
     let (cols, rows) = asked.size;
-    if ![cols, rows].iter().all(|n| (1..=MAX_SIZE).contains(n)) {
+    if !is_size(cols, rows) {
         return Err(Problem::invalid("size_invalid", format!("cols and rows are 1 to {MAX_SIZE}.")));
     }
     let mode = match fleets::latest_root(app, fleet.fleet_id).await?.map(|root| root.policy.terminal) {
@@ -94,6 +103,7 @@ pub(crate) async fn make(
             Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "too_many_sessions", why).retry_after(60)
         );
     }
+    app.auth.reads.take(&caller.user_id, Instant::now())?;
     let mut tx = app.db.write().await?;
     brake::check(&mut tx, fleet).await?;
     // Read within the write, so that a device revoked meanwhile is not asked.
@@ -110,6 +120,20 @@ pub(crate) async fn make(
         None => return Err(StreamError::DeviceAway.into()),
         Some("exchange") => return Err(StreamError::NoWebSocket.into()),
         Some(_) => {}
+    }
+    if rows::opening(&mut tx, &row.device_id, &caller.user_id).await? >= OPENING_EACH {
+        let why = "You asked for several terminals of this device and came for none yet. Come for one, or wait half a minute.";
+        return Err(
+            Problem::new(http::StatusCode::SERVICE_UNAVAILABLE, "too_many_sessions", why).retry_after(30)
+        );
+    }
+    // Under a grant the device records, and judges for itself.
+    let since = app::now_i64() - app.config.recordings_stay_s.cast_signed();
+    if mode == TerminalMode::Cloud
+        && rows::recorded(&mut tx, &fleet.fleet_id.to_string(), since).await? >= keep::RECORDINGS_BYTES
+    {
+        let why = "The recordings of the fleet's latest terminals take all their place, and none of them goes for a new one. Wait until they are old, or let the server keep them for fewer days (recordings_stay_days).";
+        return Err(Problem::conflict("recordings_full", why));
     }
     let new = New {
         id: auth::random_id()?,

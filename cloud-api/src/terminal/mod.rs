@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use keep::recordings_of;
 pub use keep::{expire, reconcile};
-pub(crate) use make::{Asked, make};
+pub(crate) use make::{Asked, make, needs};
 pub(crate) use recording::path as recording_path;
 pub(crate) use session::{kill, run};
 

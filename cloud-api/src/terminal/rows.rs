@@ -97,6 +97,31 @@ pub(super) async fn insert(tx: &mut Tx, new: &New<'_>) -> Result<SessionRow> {
     within(tx, &new.id).await?.ok_or_else(|| Problem::not_found("such session"))
 }
 
+/// Sessions of a person on a device that nobody came for yet.
+pub(super) async fn opening(tx: &mut Tx, device: &str, user: &str) -> Result<i64> {
+    Ok(sqlx::query_scalar(
+        "SELECT COUNT(*) FROM terminal_sessions
+         WHERE ended_at IS NULL AND device_id = $1 AND user_id = $2 AND state = 'opening'",
+    )
+    .bind(device)
+    .bind(user)
+    .fetch_one(&mut **tx)
+    .await?)
+}
+
+/// Bytes of a fleet's recordings that may not be let go of yet: of what ended since, and of what is open.
+pub(super) async fn recorded(tx: &mut Tx, fleet: &str, since: i64) -> Result<i64> {
+    Ok(sqlx::query_scalar(
+        "SELECT CAST(COALESCE(SUM(s.recording_bytes), 0) AS BIGINT)
+         FROM terminal_sessions s JOIN devices d ON d.device_id = s.device_id
+         WHERE d.fleet_id = $1 AND s.recording_bytes IS NOT NULL AND (s.ended_at IS NULL OR s.ended_at >= $2)",
+    )
+    .bind(fleet)
+    .bind(since)
+    .fetch_one(&mut **tx)
+    .await?)
+}
+
 /// A session, within a write.
 pub(super) async fn within(tx: &mut Tx, id: &str) -> Result<Option<SessionRow>> {
     let found = sqlx::query_as("SELECT * FROM terminal_sessions WHERE id = $1").bind(id);

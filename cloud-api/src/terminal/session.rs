@@ -5,17 +5,10 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use axum::{
-    body::Body,
-    extract::{
-        FromRequestParts as _,
-        ws::{CloseFrame, Message, WebSocket, close_code},
-    },
-    http::{HeaderMap, Request},
-};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use bytes::Bytes;
 use copal_protocol::{
     channel::{Closed, OpenTerminal, StreamOf},
@@ -38,6 +31,7 @@ use crate::{
     audit,
     auth::Caller,
     channel::{Came, CloudStream, StreamError},
+    devices::limit::{Bucket, Rate},
     error::{Problem, Result},
     store::fleets,
 };
@@ -46,6 +40,12 @@ use crate::{
 const ACCESS: Duration = Duration::from_secs(2);
 /// A ping this often keeps proxies from closing a quiet terminal.
 const PING: Duration = Duration::from_secs(20);
+/// The device keeps the bounds of a session; where it does not, the cloud does, this much later.
+const SLACK: Duration = Duration::from_secs(30);
+/// The same of its bytes. Under a grant they are ciphertext, which is a little more.
+const MOST_BYTES: u64 = MAX_TERMINAL_BYTES + (MAX_TERMINAL_BYTES >> 3);
+/// New sizes of the window; one that comes faster is passed over, and a window that is drawn says its last one again.
+const SIZES: Rate = Rate { burst: 50.0, per_second: 10.0 };
 /// Characters kept of what a device says of the end.
 const MESSAGE: usize = 1_000;
 /// How long the last message may take.
@@ -89,7 +89,6 @@ struct Session<'a> {
     fleet_id: String,
     row: &'a SessionRow,
     caller: &'a Caller,
-    headers: &'a HeaderMap,
     held: &'a Held<'a>,
     recording: Mutex<Option<Recording>>,
     bytes_in: AtomicU64,
@@ -97,14 +96,7 @@ struct Session<'a> {
 }
 
 /// Runs a session that `caller` asked for over their WebSocket, to its end.
-pub(crate) async fn run(
-    app: App,
-    fleet_id: String,
-    row: SessionRow,
-    caller: Caller,
-    headers: HeaderMap,
-    socket: WebSocket,
-) {
+pub(crate) async fn run(app: App, fleet_id: String, row: SessionRow, caller: Caller, socket: WebSocket) {
     let (mut to_person, from_person) = socket.split();
     let closed = match app.terminals.take(&row.id) {
         None => {
@@ -116,7 +108,6 @@ pub(crate) async fn run(
                 fleet_id,
                 row: &row,
                 caller: &caller,
-                headers: &headers,
                 held: &held,
                 recording: Mutex::new(None),
                 bytes_in: AtomicU64::new(0),
@@ -160,19 +151,26 @@ impl Session<'_> {
             return ended("left", "Whoever opened it went away.");
         }
         let typed = async {
+            let mut sizes = Bucket::default();
             loop {
                 let Some(Ok(message)) = from_person.next().await else {
                     return ended("left", "Whoever opened it went away.");
                 };
                 match message {
                     Message::Binary(bytes) => {
-                        self.bytes_in.fetch_add(bytes.len() as u64, Relaxed);
+                        if let Some(closed) = carried(&self.bytes_in, &self.bytes_out, bytes.len()) {
+                            return closed;
+                        }
                         if stream.send(&bytes).await.is_err() {
                             // How it ended is read where it is read.
                             std::future::pending::<()>().await;
                         }
                     }
                     Message::Text(words) => match serde_json::from_str(&words) {
+                        Ok(Says::Resize { cols, rows }) if !make::is_size(cols, rows) => {
+                            return ended("protocol", "A size that no window has.");
+                        }
+                        Ok(Says::Resize { .. }) if !sizes.take(SIZES, Instant::now()) => {}
                         Ok(Says::Resize { cols, rows }) => {
                             stream.resize(cols, rows);
                             if let Err(closed) = self.recorded(|r| r.resize(cols, rows)) {
@@ -203,7 +201,9 @@ impl Session<'_> {
                 match came {
                     Came::Closed(closed) => return closed,
                     Came::Data(bytes) => {
-                        self.bytes_out.fetch_add(bytes.len() as u64, Relaxed);
+                        if let Some(closed) = carried(&self.bytes_out, &self.bytes_in, bytes.len()) {
+                            return closed;
+                        }
                         if let Err(closed) = self.recorded(|r| r.output(&bytes)) {
                             return closed;
                         }
@@ -225,7 +225,9 @@ impl Session<'_> {
                 }
             }
         };
+        let most = Duration::from_secs(self.row.max_s.unsigned_abs()) + SLACK;
         let closed = tokio::select! {
+            () = sleep(most) => ended("time_over", "It lasted as long as it may, and the device did not end it."),
             closed = typed => closed,
             closed = shown => closed,
             closed = watched => closed,
@@ -260,7 +262,8 @@ impl Session<'_> {
             mode: Some(if recorded { TerminalMode::Cloud } else { TerminalMode::Grant }),
         };
         let title = format!("{}: {} by {}: {}", row.device_id, open.target, row.who, row.reason);
-        let stream = match self.app.channels.open_stream(device, StreamOf::Terminal(open)).await {
+        let stream = match self.app.channels.open_stream(device, StreamOf::Terminal(open), &row.user_id).await
+        {
             Ok(stream) => stream,
             Err(StreamError::Refused(closed)) => {
                 let message = one_line(&closed.message, MESSAGE);
@@ -314,12 +317,8 @@ impl Session<'_> {
 
     /// Asks with the very credentials the WebSocket was opened with.
     async fn still_may(&self) -> Result<()> {
-        let mut request = Request::new(Body::empty());
-        *request.headers_mut() = self.headers.clone();
-        let (mut parts, _) = request.into_parts();
-        let caller = Caller::from_request_parts(&mut parts, self.app).await?;
         let fleet = fleets::by_id(self.app, self.fleet_id.parse().map_err(Problem::internal)?).await?;
-        caller.may(make::needs(&self.row.target()?), Some(&fleet))?;
+        self.caller.still_may(self.app, make::needs(&self.row.target()?), Some(&fleet)).await?;
         let device = self.row.device_id.parse().map_err(Problem::internal)?;
         let row = crate::devices::rows::by_id(self.app, device).await?;
         let row = row.ok_or_else(|| Problem::not_found("such device"))?;
@@ -345,12 +344,21 @@ impl Session<'_> {
                 "bytes_out": end.bytes_out, "recording_sha256": end.recording.map(|(_, sha256)| sha256),
             });
             let object = format!("device:{}", self.row.device_id);
-            audit::record(&mut tx, self.caller, "terminal.end", &object, detail).await?;
+            audit::note(&mut tx, self.caller, "terminal.end", &object, detail).await?;
         }
         tx.commit().await?;
         tell(self.app, &self.fleet_id, self.row);
         Ok(())
     }
+}
+
+/// Counts what goes one way; the end, where that is more than both ways may carry.
+fn carried(this: &AtomicU64, other: &AtomicU64, bytes: usize) -> Option<Closed> {
+    let bytes = bytes as u64;
+    let all = this.fetch_add(bytes, Relaxed) + bytes + other.load(Relaxed);
+    let over =
+        || Closed::new(0, "bytes_over", "It carried as much as it may, and the device did not end it.");
+    (all > MOST_BYTES).then(over)
 }
 
 /// A code as a device said it; what cannot be one is `failed`.
@@ -402,4 +410,18 @@ pub(super) fn expire_later(app: &App, row: &SessionRow) {
             tracing::warn!(session = id, %problem, "a terminal that nobody came for could not be ended");
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_either_way_counts_against_one_bound() {
+        let (one, other) = (AtomicU64::new(0), AtomicU64::new(MOST_BYTES - 10));
+        assert!(carried(&one, &other, 10).is_none());
+        assert_eq!(carried(&one, &other, 1).unwrap().code, "bytes_over");
+        assert_eq!(carried(&other, &one, 1).unwrap().code, "bytes_over");
+        const { assert!(MOST_BYTES > MAX_TERMINAL_BYTES) };
+    }
 }

@@ -138,3 +138,32 @@ async fn a_brake_holds_its_fleet_or_all_and_allows_nothing() {
     let count = |verb: &str| log["items"].as_array().unwrap().iter().filter(|e| e["verb"] == verb).count();
     assert_eq!([count("terminal.stop"), count("terminal.let"), count("terminal.kill")], [3, 2, 1]);
 }
+
+#[tokio::test]
+async fn no_young_recording_goes_for_a_new_session_and_fleets_have_room_of_their_own() {
+    let fleet = Fleet::new().await;
+    let (device, app) = (fleet.device(1).await, &fleet.cloud.app);
+    let now = app::now_i64();
+    let old = session(&fleet, &device, 'a', Some(now - 31 * DAY), "old").await;
+    let young = session(&fleet, &device, 'b', Some(now - 29 * DAY), "young").await;
+    let newest = session(&fleet, &device, 'c', Some(now), "of who would push the others out").await;
+    let mut tx = app.db.write().await.unwrap();
+    let full = super::keep::RECORDINGS_BYTES;
+    sqlx::query("UPDATE terminal_sessions SET recording_bytes = $1 WHERE id = $2")
+        .bind(full)
+        .bind(&newest)
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    let since = now - 30 * DAY;
+    let fleet_id = fleet.keys.fleet_id.to_string();
+    assert_eq!(
+        super::rows::recorded(&mut tx, &fleet_id, since).await.unwrap(),
+        full + 5,
+        "no further one opens"
+    );
+    assert_eq!(super::rows::recorded(&mut tx, "another", since).await.unwrap(), 0);
+    tx.commit().await.unwrap();
+    expire(app, app::now()).await.unwrap();
+    assert_eq!(kept(&fleet).await, [(old, None), (young, Some(5)), (newest, Some(full))]);
+}

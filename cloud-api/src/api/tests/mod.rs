@@ -6,4 +6,5 @@ mod members;
 mod openapi;
 mod people;
 mod requests;
+mod rights;
 mod roles;

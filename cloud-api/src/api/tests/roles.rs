@@ -77,6 +77,8 @@ const TABLE: &[(Role, &str, &str, &str)] = &[
         r#"{"verb": "set_network", "args": {"ntp": []}}"#,
     ),
     (Role::Viewer, "get", "/fleets/{slug}/devices/{device}/commands/{none}", ""),
+    // One's own; there is none here. Anybody's needs the role operator.
+    (Role::Viewer, "post", "/fleets/{slug}/devices/{device}/commands/{none}/cancel", "{}"),
     (Role::Viewer, "get", "/fleets/{slug}/devices/{device}/events", ""),
     (Role::Viewer, "get", "/fleets/{slug}/devices/{device}/health", ""),
     (Role::Viewer, "get", "/fleets/{slug}/devices/{device}/logs", ""),

@@ -122,3 +122,22 @@ async fn what_is_no_exchange_is_refused_and_a_later_frame_left_aside() {
     let waited = device.post(&world.fleet, "/device/v1/exchange?wait=61", b"{}".to_vec()).await;
     assert_eq!(waited.code(), "wait_invalid");
 }
+
+#[tokio::test]
+async fn a_device_that_greets_again_and_again_is_told_to_wait() {
+    let world = World::new().await;
+    let device = world.fleet.device(1).await;
+    let greet = || DeviceFrame::Hello(hello());
+    let twice = exchange(&world, &device, 0, vec![greet(), greet()]).await;
+    assert_eq!(twice.unwrap_err(), (StatusCode::BAD_REQUEST, "frame_malformed".to_owned()));
+    let mut refused = None;
+    for _ in 0..40 {
+        refused = exchange(&world, &device, 0, vec![greet()]).await.err();
+        if refused.is_some() {
+            break;
+        }
+    }
+    assert_eq!(refused.unwrap(), (StatusCode::TOO_MANY_REQUESTS, "too_many_requests".to_owned()));
+    let other = world.fleet.device(2).await;
+    exchange(&world, &other, 0, vec![greet()]).await.unwrap();
+}

@@ -193,3 +193,56 @@ async fn a_reader_that_does_not_read_slows_the_device_and_costs_no_more_than_cre
     let _ = reads_on.await;
     let CloudFrame::Closed(_) = line.next().await else { panic!("its reader went, and so does the stream") };
 }
+
+#[tokio::test]
+async fn who_may_not_look_any_more_sees_the_log_end_and_the_device_stops() {
+    let world = World::new().await;
+    let (device, mut line) = with_logs(&world, 1).await;
+    let cloud = &world.fleet.cloud;
+    let viewer = cloud.user("vera@example.org", Role::Viewer).await;
+    let opens = async {
+        let CloudFrame::Open(open) = line.next().await else { panic!("not opened") };
+        line.say(&DeviceFrame::Opened { stream: open.stream }).await;
+        open
+    };
+    let (response, open) = tokio::join!(get(&world, &viewer, &device, "?follow=true", "*/*"), opens);
+    let (reads, ends) = tokio::join!(lines(response), async {
+        let mut tx = cloud.app.db.write().await.unwrap();
+        sqlx::query("UPDATE users SET disabled_at = 1 WHERE email = 'vera@example.org'")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        loop {
+            if let CloudFrame::Closed(closed) = line.next().await {
+                return closed;
+            }
+        }
+    });
+    assert_eq!(reads.last().unwrap()["end"]["code"], "access_lost");
+    assert_eq!(ends.stream, open.stream);
+
+    // One that is not read ends, too: its stream is given back.
+    let viewer = cloud.user("vera@example.org", Role::Viewer).await;
+    let opens = async {
+        let CloudFrame::Open(open) = line.next().await else { panic!("not opened") };
+        line.say(&DeviceFrame::Opened { stream: open.stream }).await;
+        for seq in 1..20 {
+            line.data(open.stream, said(seq, "x").as_bytes()).await;
+        }
+        open
+    };
+    let (_unread, open) = tokio::join!(get(&world, &viewer, &device, "", "*/*"), opens);
+    let mut tx = cloud.app.db.write().await.unwrap();
+    sqlx::query("UPDATE users SET role = 'member' WHERE email = 'vera@example.org'")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    loop {
+        if let CloudFrame::Closed(closed) = line.next().await {
+            assert_eq!(closed.stream, open.stream);
+            return;
+        }
+    }
+}

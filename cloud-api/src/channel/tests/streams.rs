@@ -28,7 +28,7 @@ pub(super) async fn with_logs(world: &World, serial: u8) -> (Device, Line) {
 async fn opened(world: &World, device: &Device, line: &mut Line) -> (CloudStream, u32) {
     let memory = world.fleet.cloud.app.channels.clone();
     let id = device.id;
-    let opening = tokio::spawn(async move { memory.open_stream(id, logs()).await });
+    let opening = tokio::spawn(async move { memory.open_stream(id, logs(), "").await });
     let CloudFrame::Open(open) = line.next().await else { panic!("not opened") };
     assert_eq!(open.of, logs());
     line.say(&DeviceFrame::Opened { stream: open.stream }).await;
@@ -67,17 +67,18 @@ async fn a_device_that_is_away_or_has_no_logs_or_too_many_streams_is_told_of() {
     let world = World::new().await;
     let device = world.fleet.device(1).await;
     let memory = world.fleet.cloud.app.channels.clone();
-    assert_eq!(memory.open_stream(device.id, logs()).await.unwrap_err(), StreamError::DeviceAway);
+    assert_eq!(memory.open_stream(device.id, logs(), "").await.unwrap_err(), StreamError::DeviceAway);
     let (_plain, _) = world.open(&device).await;
-    let error = memory.open_stream(device.id, logs()).await.unwrap_err();
+    let error = memory.open_stream(device.id, logs(), "").await.unwrap_err();
     assert_eq!(error, StreamError::NotSupported, "its hello said nothing of logs");
 
     let (second, mut line) = with_logs(&world, 2).await;
     let mut streams = Vec::new();
-    for _ in 0..MAX_STREAMS {
+    // Two of a device's are for those who act.
+    for _ in 0..MAX_STREAMS - 2 {
         streams.push(opened(&world, &second, &mut line).await);
     }
-    assert_eq!(memory.open_stream(second.id, logs()).await.unwrap_err(), StreamError::TooMany);
+    assert_eq!(memory.open_stream(second.id, logs(), "").await.unwrap_err(), StreamError::TooMany);
     let (closing, number) = streams.pop().unwrap();
     closing.close("ended", "");
     let CloudFrame::Closed(closed) = line.next().await else { panic!("not closed") };
@@ -91,7 +92,7 @@ async fn a_refusal_is_handed_on_and_an_end_comes_after_what_was_said() {
     let (device, mut line) = with_logs(&world, 1).await;
     let memory = world.fleet.cloud.app.channels.clone();
     let id = device.id;
-    let opening = tokio::spawn(async move { memory.open_stream(id, logs()).await });
+    let opening = tokio::spawn(async move { memory.open_stream(id, logs(), "").await });
     let CloudFrame::Open(open) = line.next().await else { panic!("not opened") };
     line.say(&DeviceFrame::Closed(Closed::new(open.stream, "service_unknown", "no such thing"))).await;
     let StreamError::Refused(closed) = opening.await.unwrap().unwrap_err() else { panic!("no refusal") };
@@ -231,4 +232,36 @@ async fn ten_megabytes_pass_to_a_reader_that_dawdles() {
     let (all, code) = reads.await.unwrap();
     assert_eq!(code, "ended");
     assert!(all == said, "every byte once, in its order");
+}
+
+#[tokio::test]
+async fn who_looks_takes_neither_all_streams_of_a_device_nor_those_of_who_acts() {
+    let world = World::new().await;
+    let device = world.fleet.device(1).await;
+    let mut line = world.dial(&device).await.unwrap();
+    let features = ["logs", "bundle"].map(ToOwned::to_owned).to_vec();
+    line.say(&DeviceFrame::Hello(Hello { features, ..hello() })).await;
+    let CloudFrame::Welcome(_) = line.next().await else { panic!("no welcome") };
+    let memory = world.fleet.cloud.app.channels.clone();
+    let mut held = Vec::new();
+    let opens = [("vera", 3), ("viktor", 3), ("olga", 0)];
+    for (who, most) in opens {
+        for _ in 0..most {
+            let (memory, id) = (memory.clone(), device.id);
+            let opening = tokio::spawn(async move { memory.open_stream(id, logs(), who).await });
+            let CloudFrame::Open(open) = line.next().await else { panic!("not opened") };
+            line.say(&DeviceFrame::Opened { stream: open.stream }).await;
+            held.push(opening.await.unwrap().unwrap());
+        }
+        let refused = memory.open_stream(device.id, logs(), who).await.unwrap_err();
+        assert_eq!(
+            refused,
+            if most > 0 && held.len() < 6 { StreamError::TooManyOfOne } else { StreamError::TooMany }
+        );
+    }
+    let (bundle, id) = (memory.clone(), device.id);
+    let opening = tokio::spawn(async move { bundle.open_stream(id, StreamOf::Bundle {}, "olga").await });
+    let CloudFrame::Open(open) = line.next().await else { panic!("not opened") };
+    line.say(&DeviceFrame::Opened { stream: open.stream }).await;
+    opening.await.unwrap().unwrap();
 }

@@ -16,30 +16,37 @@ pub(crate) mod rows;
 mod tests;
 
 use copal_filter::Filter;
-use copal_protocol::{documents::Delivery, ids::CommandId};
+use copal_protocol::{
+    documents::Delivery,
+    ids::{CommandId, Sha256Hex},
+};
 use serde_json::{Value, json};
 
 pub(super) use pace::run;
 pub(super) use rows::step;
 
-use self::rows::{NewRound, Round};
+use self::rows::{Cut, NewRound, Round, Spared};
 use super::{
     make::{Asked, judge},
     rows::delivery_word,
+    state::{CANCELLED, CommandState},
 };
 use crate::{
     api::device_filter,
     app::{self, App},
     audit,
     auth::Caller,
+    bus::Event,
     error::{Problem, Result},
     store::fleets::FleetRow,
 };
 
 /// The most devices of one round.
 pub(crate) const MAX_DEVICES: usize = 10_000;
-/// The most rounds of a fleet under way at once: of those that only ask, and of those that act.
+/// The most rounds of a fleet with devices still to ask: of those that only ask, and of those that act.
 const MAX_OPEN: i64 = 4;
+/// The same of those whose every device was asked, and some of whose commands wait for devices that are away.
+const MAX_WAITING: i64 = 64;
 
 /// A round to be.
 #[derive(Debug)]
@@ -67,6 +74,7 @@ pub(crate) async fn preview(app: &App, caller: &Caller, fleet: &FleetRow, wish: 
 pub(crate) async fn begin(app: &App, caller: &Caller, fleet: &FleetRow, wish: Wish) -> Result<Round> {
     let whole = wish.asked.args.clone();
     let judged = judge(caller, fleet, wish.asked)?;
+    judged.count(app)?;
     let filter = wish.filter.as_ref().map(ToString::to_string).unwrap_or_default();
     let devices = meant(app, fleet, wish.filter.as_ref()).await?;
     let count = devices.len() as u64;
@@ -110,23 +118,24 @@ pub(crate) async fn begin(app: &App, caller: &Caller, fleet: &FleetRow, wish: Wi
         delivery: judged.delivery,
         ttl_s: judged.ttl_s,
         asked_by: judged.asked_by.clone(),
+        author: judged.author.clone(),
         why: judged.why.clone(),
         created_at: app::now(),
     };
     let mut tx = app.db.write().await?;
-    let open = rows::open_of(&mut tx, &new.fleet_id, acts).await?;
-    if open >= MAX_OPEN {
+    let (open, waiting) = rows::open_of(&mut tx, &new.fleet_id, acts).await?;
+    if open >= MAX_OPEN || waiting >= MAX_WAITING {
         return Err(Problem::conflict(
             "too_many_rounds",
             format!(
-                "{open} rounds of this fleet are under way; that is the most. Let one end, or cancel it."
+                "{open} rounds of this fleet have devices to ask, of {waiting} that have not ended; {MAX_OPEN} and {MAX_WAITING} is the most. Let one end, or cancel it."
             ),
         ));
     }
     let round = rows::insert(&mut tx, &new, &devices).await?;
     let detail = json!({
         "round": new.id, "verb": judged.verb, "args": judged.args, "filter": new.filter, "devices": count,
-        "delivery": delivery_word(judged.delivery), "ttl_s": judged.ttl_s,
+        "devices_sha256": named(devices), "delivery": delivery_word(judged.delivery), "ttl_s": judged.ttl_s,
     });
     let object = format!("fleet:{}", fleet.slug);
     audit::record(&mut tx, caller, "fleet_command.create", &object, detail).await?;
@@ -135,23 +144,42 @@ pub(crate) async fn begin(app: &App, caller: &Caller, fleet: &FleetRow, wish: Wi
     Ok(round)
 }
 
-/// Asks no further device; those that were asked go on. `None`: there is no such round.
+/// Which devices a round is about, for the audit log: the SHA-256 of their ids, sorted, each with a newline after it. Rows of a round
+/// go one day, and are not chained.
+fn named(mut devices: Vec<String>) -> String {
+    devices.sort_unstable();
+    let lines: String = devices.into_iter().flat_map(|id| [id, "\n".to_owned()]).collect();
+    Sha256Hex::of(lines.as_bytes()).to_string()
+}
+
+/// Asks no further device, and takes back what waits for one; what was sent goes on. `None`: there is no such round.
 ///
 /// # Errors
 /// When the database fails.
 pub(crate) async fn cancel(app: &App, caller: &Caller, fleet: &FleetRow, id: &str) -> Result<Option<Round>> {
     let mut tx = app.db.write().await?;
-    let Some(round) = rows::of(&mut tx, &fleet.fleet_id.to_string(), id).await? else { return Ok(None) };
+    let fleet_id = fleet.fleet_id.to_string();
+    let Some(round) = rows::of(&mut tx, &fleet_id, id).await? else { return Ok(None) };
+    let mut spared = Spared::default();
     if round.ended_at.is_none() {
-        let message = format!("{} ended the round before this device was asked", caller.who);
-        let spared = rows::cancel(&mut tx, round.number, &message, app::now()).await?;
-        let detail = json!({"round": round.id, "verb": round.verb, "not_asked": spared});
+        let message = format!("{} ended the round before this device was sent anything", caller.who);
+        let cut = Cut { state: CommandState::Rejected, code: CANCELLED, message: &message };
+        spared = rows::cut(&mut tx, round.number, cut, app::now()).await?;
+        let detail = json!({"round": round.id, "verb": round.verb, "not_asked": spared.devices});
         let object = format!("fleet:{}", fleet.slug);
         audit::record(&mut tx, caller, "fleet_command.cancel", &object, detail).await?;
     }
-    let round = rows::of(&mut tx, &fleet.fleet_id.to_string(), id).await?;
+    let round = rows::of(&mut tx, &fleet_id, id).await?;
     tx.commit().await?;
+    tell(app, &fleet_id, spared);
     Ok(round)
+}
+
+/// Tells listeners that what waited for its device was taken back.
+fn tell(app: &App, fleet_id: &str, spared: Spared) {
+    for (id, device_id) in spared.commands {
+        app.bus.publish(Event::Command { fleet_id: fleet_id.to_owned(), device_id, id });
+    }
 }
 
 /// Ids of the devices that are meant.

@@ -6,6 +6,7 @@ use copal_protocol::documents::Delivery;
 
 use crate::{
     app::App,
+    auth::Author,
     commands::{
         rows::{CommandRow, Step, delivery_word},
         state::CommandState,
@@ -37,6 +38,15 @@ pub(crate) struct Round {
     pub(crate) total: i64,
     pub(crate) created_at: i64,
     pub(crate) ended_at: Option<i64>,
+    pub(crate) user_id: String,
+    token_id: Option<String>,
+}
+
+impl Round {
+    /// Who asked.
+    pub(super) fn author(&self) -> Author {
+        Author { user_id: self.user_id.clone(), token_id: self.token_id.clone() }
+    }
 }
 
 /// A round to be.
@@ -52,6 +62,7 @@ pub(super) struct NewRound {
     pub(super) delivery: Delivery,
     pub(super) ttl_s: u32,
     pub(super) asked_by: String,
+    pub(super) author: Author,
     pub(super) why: String,
     pub(super) created_at: u64,
 }
@@ -77,10 +88,13 @@ pub(crate) struct Counts {
     pub(crate) verdicts: BTreeMap<String, u64>,
 }
 
-/// How many rounds of a fleet are under way, of those that act or of those that ask.
-pub(super) async fn open_of(tx: &mut Tx, fleet: &str, acts: bool) -> Result<i64> {
-    Ok(sqlx::query_scalar(
-        "SELECT COUNT(*) FROM fleet_commands WHERE fleet_id = $1 AND acts = $2 AND ended_at IS NULL",
+/// How many rounds of a fleet have devices still to ask, and how many have not ended, of those that act or of those that ask.
+pub(super) async fn open_of(tx: &mut Tx, fleet: &str, acts: bool) -> Result<(i64, i64)> {
+    Ok(sqlx::query_as(
+        "SELECT COUNT(CASE WHEN EXISTS (
+                SELECT 1 FROM fleet_command_devices d
+                WHERE d.fleet_command = f.number AND d.command_id IS NULL AND d.ended_at IS NULL) THEN 1 END),
+            COUNT(*) FROM fleet_commands f WHERE fleet_id = $1 AND acts = $2 AND ended_at IS NULL",
     )
     .bind(fleet)
     .bind(acts)
@@ -92,7 +106,8 @@ pub(super) async fn open_of(tx: &mut Tx, fleet: &str, acts: bool) -> Result<i64>
 pub(super) async fn insert(tx: &mut Tx, new: &NewRound, devices: &[String]) -> Result<Round> {
     let number: i64 = sqlx::query_scalar(
         "INSERT INTO fleet_commands (id, fleet_id, verb, args, args_whole, filter, acts, delivery, ttl_s, asked_by, why, total,
-            created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING number",
+            created_at, user_id, token_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING number",
     )
     .bind(&new.id)
     .bind(&new.fleet_id)
@@ -107,6 +122,8 @@ pub(super) async fn insert(tx: &mut Tx, new: &NewRound, devices: &[String]) -> R
     .bind(&new.why)
     .bind(i64::try_from(devices.len()).unwrap_or(i64::MAX))
     .bind(new.created_at.cast_signed())
+    .bind(&new.author.user_id)
+    .bind(&new.author.token_id)
     .fetch_one(&mut **tx)
     .await?;
     for some in devices.chunks(ROWS) {
@@ -225,19 +242,56 @@ pub(super) async fn refused(
     Ok(())
 }
 
-/// Ends every device that was not asked; how many these were.
-pub(super) async fn cancel(tx: &mut Tx, round: i64, message: &str, now: u64) -> Result<u64> {
-    let done = sqlx::query(
-        "UPDATE fleet_command_devices SET state = 'rejected', code = 'cancelled', message = $2, ended_at = $3
-         WHERE fleet_command = $1 AND command_id IS NULL AND ended_at IS NULL",
+/// How a round ends for the devices that were sent nothing yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut<'a> {
+    pub(super) state: CommandState,
+    pub(super) code: &'a str,
+    pub(super) message: &'a str,
+}
+
+/// What a round was cut off from.
+#[derive(Debug, Default)]
+pub(super) struct Spared {
+    /// Devices that were sent nothing.
+    pub(super) devices: u64,
+    /// The commands among them that waited already: their ids and their devices.
+    pub(super) commands: Vec<(String, String)>,
+}
+
+/// Ends a round for every device that was sent nothing yet: those still to be asked, and those whose command waits for them.
+pub(super) async fn cut(tx: &mut Tx, round: i64, cut: Cut<'_>, now: u64) -> Result<Spared> {
+    let devices = sqlx::query(
+        "UPDATE fleet_command_devices SET state = $2, code = $3, message = $4, ended_at = $5
+         WHERE fleet_command = $1 AND ended_at IS NULL AND (command_id IS NULL OR EXISTS (
+            SELECT 1 FROM commands c WHERE c.id = command_id AND c.state = 'queued'))",
     )
     .bind(round)
-    .bind(message)
+    .bind(cut.state.as_str())
+    .bind(cut.code)
+    .bind(cut.message)
     .bind(now.cast_signed())
     .execute(&mut **tx)
+    .await?
+    .rows_affected();
+    // What was signed is never sent, and may hold a secret: it goes, as at every end.
+    let commands = sqlx::query_as(
+        "UPDATE commands SET state = $2, code = $3, message = $4, ended_at = $5,
+            envelope = CASE WHEN envelope IS NOT NULL THEN x'' END
+         WHERE state = 'queued' AND id IN (
+            SELECT command_id FROM fleet_command_devices
+            WHERE fleet_command = $1 AND ended_at = $5 AND command_id IS NOT NULL)
+         RETURNING id, device_id",
+    )
+    .bind(round)
+    .bind(cut.state.as_str())
+    .bind(cut.code)
+    .bind(cut.message)
+    .bind(now.cast_signed())
+    .fetch_all(&mut **tx)
     .await?;
     close(tx, round, now).await?;
-    Ok(done.rows_affected())
+    Ok(Spared { devices, commands })
 }
 
 /// A command of a round moved on.

@@ -79,6 +79,10 @@ async fn each_device_meant_is_asked_once_and_what_came_of_it_is_counted() {
         (&json!(2), &made["filter"]),
         "one row for the act"
     );
+    let mut ids: Vec<_> = devices[..2].iter().map(|device| format!("{}\n", device.id)).collect();
+    ids.sort_unstable();
+    let named = copal_protocol::ids::Sha256Hex::of(ids.concat().as_bytes()).to_string();
+    assert_eq!(row["detail"]["devices_sha256"], named, "and which they were can be told for ever");
 }
 
 #[tokio::test]
@@ -214,4 +218,71 @@ async fn one_device_that_cannot_be_asked_holds_up_no_other_and_a_password_is_kep
             "{query}: {kept:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn rounds_that_only_wait_keep_no_further_one_from_beginning_and_a_cancelled_one_is_never_sent() {
+    let fleet = Fleet::new().await;
+    let (one, other) = (fleet.device(1).await, fleet.device(2).await);
+    let app = &fleet.cloud.app;
+    let ask = json!({"verb": "reboot", "filter": "name ~ \"*\"", "expect_count": 2, "delivery": "store", "ttl_s": 600});
+    let mut rounds = Vec::new();
+    for _ in 0..6 {
+        rounds.push(fleet.ok("POST", PATH, Some(ask.clone())).await);
+        pace::turn(app).await.unwrap();
+    }
+    let sent = next(app, &app.devices.get(one.id).unwrap(), 1).await.unwrap().unwrap();
+    for round in &rounds {
+        let path = format!("{PATH}/{}", round["id"].as_str().unwrap());
+        fleet.ok("POST", &format!("{path}/cancel"), None).await;
+    }
+    let entry = app.devices.get(other.id).unwrap();
+    assert!(next(app, &entry, 1).await.unwrap().is_none(), "all of them were taken back");
+    let first = format!("{PATH}/{}", rounds[0]["id"].as_str().unwrap());
+    let half = fleet.ok("GET", &first, None).await;
+    assert_eq!(half["states"], json!({"queued": 1, "rejected": 1}), "what was sent goes on");
+    let devices = fleet.ok("GET", &format!("{first}/devices?state=queued"), None).await;
+    assert_eq!(devices["items"][0]["command_id"], sent.id.to_string());
+    let last = format!("{PATH}/{}", rounds[5]["id"].as_str().unwrap());
+    assert_eq!(fleet.ok("GET", &last, None).await["ended"], true);
+    let own = format!("/api/v1/fleets/porch/devices/{}/commands", other.id);
+    let shown = fleet.ok("GET", &own, None).await;
+    assert_eq!(
+        (&shown["items"][0]["state"], &shown["items"][0]["code"]),
+        (&json!("rejected"), &json!("cancelled"))
+    );
+}
+
+#[tokio::test]
+async fn a_round_goes_no_further_when_its_author_may_not_and_one_that_cannot_be_read_holds_up_no_other() {
+    let fleet = Fleet::new().await;
+    let device = fleet.device(1).await;
+    let app = &fleet.cloud.app;
+    let olga = fleet.cloud.user("olga@example.org", Role::Operator).await;
+    let ask = json!({"verb": "reboot", "expect_count": 1, "delivery": "store", "ttl_s": 600});
+    let made = fleet.cloud.call("POST", PATH, &olga, Some(ask.clone())).await.json();
+    let old = fleet.ok("POST", PATH, Some(json!({"verb": "probes"}))).await;
+    let sound = fleet.ok("POST", PATH, Some(ask)).await;
+    let mut tx = app.db.write().await.unwrap();
+    for sql in [
+        "UPDATE users SET role = 'viewer' WHERE email = 'olga@example.org'",
+        "UPDATE fleet_commands SET args = '{\"of_old\": 1}' WHERE verb = 'probes'",
+    ] {
+        sqlx::query(sql).execute(&mut *tx).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    pace::turn(app).await.unwrap();
+    for (round, state, code) in [(made, "rejected", "access_lost"), (old, "failed", "unreadable")] {
+        let path = format!("{PATH}/{}", round["id"].as_str().unwrap());
+        assert_eq!(fleet.ok("GET", &path, None).await["ended"], true);
+        let devices = fleet.ok("GET", &format!("{path}/devices"), None).await;
+        let shown = &devices["items"][0];
+        assert_eq!((&shown["state"], &shown["code"]), (&json!(state), &json!(code)));
+    }
+    let command = next(app, &app.devices.get(device.id).unwrap(), 1).await.unwrap().unwrap();
+    let path = format!("{PATH}/{}/devices", sound["id"].as_str().unwrap());
+    assert_eq!(fleet.ok("GET", &path, None).await["items"][0]["command_id"], command.id.to_string());
+    let audit = fleet.ok("GET", "/api/v1/audit?limit=2", None).await;
+    let ends: Vec<_> = audit["items"].as_array().unwrap().iter().map(|row| &row["verb"]).collect();
+    assert_eq!(ends, ["fleet_command.end", "fleet_command.end"]);
 }
