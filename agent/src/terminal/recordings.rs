@@ -1,4 +1,5 @@
-//! Recordings of sessions under a grant. They stay on the device until an operator fetches one by another grant; the newest are kept.
+//! Recordings of sessions under a grant. They stay on the device until an operator fetches one by another grant. One of the last
+//! days is never let go of for a new session: else whoever is seen in it could push it out by opening more.
 
 use std::{
     fs,
@@ -19,9 +20,11 @@ use crate::channel::streams::{End, StreamIo};
 
 const FOLDER: &str = "recordings";
 /// As many are kept.
-const KEPT: usize = 20;
+const KEPT: usize = 200;
 /// Bytes of all together; the oldest go first.
 const KEPT_BYTES: u64 = 64 << 20;
+/// One that is younger stays, and what needs its place is not opened.
+const STAYS: Duration = Duration::from_secs(7 * 86_400);
 /// Bytes of one: a session that says more ends.
 const MAX_BYTES: u64 = 32 << 20;
 
@@ -45,7 +48,9 @@ impl Recordings {
         let path = self.path(record.session_id);
         let make = || {
             fs::create_dir_all(&self.0)?;
-            self.prune()?;
+            if !self.prune()? {
+                return Ok(None);
+            }
             let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
             let mut recording = Recording {
                 file: io::BufWriter::with_capacity(16 << 10, file),
@@ -54,13 +59,16 @@ impl Recordings {
             };
             let title = format!("{} by {}: {}", record.target, record.by(), record.reason);
             recording.write(&asciicast::header(cols, rows, record.since, &title))?;
-            Ok(recording)
+            Ok(Some(recording))
         };
-        make().map_err(|e: io::Error| not_kept(&path, &e))
+        make().map_err(|e: io::Error| not_kept(&path, &e))?.ok_or_else(|| {
+            let why = "recordings of the last 7 days take all their place on the device, and none goes for a new session";
+            End::because("recordings_full", why)
+        })
     }
 
-    /// Removes the oldest until one more finds its place.
-    fn prune(&self) -> io::Result<()> {
+    /// Removes the oldest until one more finds its place; `false` where it finds none.
+    fn prune(&self) -> io::Result<bool> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.0)?.flatten() {
             let meta = entry.metadata()?;
@@ -68,13 +76,17 @@ impl Recordings {
         }
         found.sort_by(|a, b| b.cmp(a));
         let mut bytes = 0;
-        for (n, (_, length, path)) in found.into_iter().enumerate() {
+        for (n, (at, length, path)) in found.into_iter().enumerate() {
             bytes += length;
             if n + 1 >= KEPT || bytes > KEPT_BYTES - MAX_BYTES {
+                // One from the future is young: the clock may not be set yet.
+                if at.elapsed().map_or(true, |age| age < STAYS) {
+                    return Ok(false);
+                }
                 fs::remove_file(path)?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Sends one, sealed, to whoever was granted it.
@@ -174,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_has_every_byte_and_only_the_newest_are_kept() {
+    fn a_recording_has_every_byte_and_none_of_the_last_days_goes_for_a_new_one() {
         let dir = tempfile::tempdir().unwrap();
         let recordings = Recordings::of(dir.path());
         for n in 0..30 {
@@ -186,15 +198,22 @@ mod tests {
             let text = fs::read_to_string(recordings.path(record(n).session_id)).unwrap();
             assert_eq!(asciicast::output(&text), [b"\xff\x00 h\xc3\xa9", &[n][..]].concat());
         }
-        let mut long = recordings.begin(&record(99), 80, 24).unwrap();
-        let line = "x".repeat(1 << 20);
-        let ended = (0..40).find_map(|_| long.output(Duration::ZERO, line.as_bytes()).err()).unwrap();
-        assert_eq!(ended.code, "bytes_over");
-        assert!(long.written <= MAX_BYTES);
-        fs::remove_file(recordings.path(record(99).session_id)).unwrap();
+        for n in [99, 97] {
+            let mut long = recordings.begin(&record(n), 80, 24).unwrap();
+            let line = "x".repeat(1 << 20);
+            let ended = (0..40).find_map(|_| long.output(Duration::ZERO, line.as_bytes()).err()).unwrap();
+            assert_eq!(ended.code, "bytes_over");
+            assert!(long.written <= MAX_BYTES);
+        }
+        let path = |n| recordings.path(record(n).session_id);
+        assert!((0..30).all(|n| path(n).exists()), "short ones do not push each other out");
+        // With the two long ones the bytes are used up: no new session opens, until one is old.
+        assert_eq!(recordings.begin(&record(98), 80, 24).err().unwrap().code, "recordings_full");
+        assert!((0..30).all(|n| path(n).exists()) && path(99).exists() && !path(98).exists());
+        let file = fs::OpenOptions::new().write(true).open(path(99)).unwrap();
+        file.set_modified(std::time::SystemTime::now() - 2 * STAYS).unwrap();
         recordings.begin(&record(98), 80, 24).unwrap();
-        assert_eq!(fs::read_dir(dir.path().join(FOLDER)).unwrap().count(), KEPT);
-        assert!(recordings.path(record(29).session_id).exists());
+        assert!((0..30).all(|n| path(n).exists()) && !path(99).exists());
         assert_eq!(recordings.begin(&record(29), 80, 24).err().unwrap().code, "failed", "never written over");
     }
 }
