@@ -108,13 +108,36 @@ pub fn judge(wanted: &Wanted, cards: &[Introduction], claims: &[Claim]) -> Vec<L
     lines
 }
 
-/// The key of a device that its card vouches for.
+/// A device whose key a card of this machine vouches for.
+#[derive(Debug, Clone)]
+pub struct Vouched {
+    /// Its key.
+    pub key: PublicKey,
+    /// What this machine called it when its card was made.
+    pub name: Option<String>,
+    /// Names the card.
+    pub card: String,
+}
+
+impl Vouched {
+    /// Whether it is the one a person's word means, as far as this machine knows: the server says which device a name means, and
+    /// could name another of the same owner's. The id of a device is signed over; its name is not.
+    #[must_use]
+    pub fn is_meant_by(&self, word: &str, device: DeviceId) -> bool {
+        const ENOUGH: usize = 8;
+        self.name.as_deref() == Some(word)
+            || (word.len() >= ENOUGH && device.to_string().starts_with(&word.to_ascii_lowercase()))
+    }
+}
+
+/// The key of a device that its card vouches for, and which card that is.
 ///
 /// # Errors
 /// Why none does.
-pub fn vouched_key(cards: &[Introduction], claim: &Claim) -> Result<PublicKey, String> {
+pub fn vouched_key(cards: &[Introduction], claim: &Claim) -> Result<Vouched, String> {
     let by_id: BTreeMap<&str, &Introduction> = cards.iter().map(|card| (card.id.as_str(), card)).collect();
-    vouch(&by_id, claim).map(|(_, key)| key)
+    let (card, key) = vouch(&by_id, claim)?;
+    Ok(Vouched { key, name: card.name.clone(), card: card.id.clone() })
 }
 
 fn vouch<'a>(
@@ -290,5 +313,23 @@ mod tests {
         assert_eq!(lines[0].standing, Standing::Proven);
         assert!(matches!(lines[1].standing, Standing::Unproven(_)));
         assert_eq!(lines.len(), 2);
+    }
+
+    #[test]
+    fn a_word_means_the_device_its_card_was_made_for_whatever_name_the_server_gives_it() {
+        let device = DeviceId::from_bytes([0xab; 16]);
+        let of = |name: Option<&str>| Vouched {
+            key: device_key().public(),
+            name: name.map(ToOwned::to_owned),
+            card: "aa".to_owned(),
+        };
+        assert!(of(Some("porch-1")).is_meant_by("porch-1", device));
+        assert!(
+            of(None).is_meant_by("abababab", device) && of(None).is_meant_by(&device.to_string(), device)
+        );
+        // The server gave the name of one to another, or the card has none to compare.
+        assert!(!of(Some("cellar-1")).is_meant_by("porch-1", device));
+        assert!(!of(None).is_meant_by("porch-1", device));
+        assert!(!of(Some("cellar-1")).is_meant_by("ab", device), "two digits are soon found");
     }
 }

@@ -137,6 +137,9 @@ pub enum ActCommand {
     Commands {
         /// Id, beginning of it, or name
         device: String,
+        /// Take this one back, where it was not sent yet: its id, or the beginning of it
+        #[arg(long, value_name = "ID")]
+        cancel: Option<String>,
         /// How many
         #[arg(long, default_value_t = 20)]
         limit: usize,

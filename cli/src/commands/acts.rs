@@ -44,7 +44,8 @@ pub(super) async fn run(ctx: &Context, api: &Api, command: ActCommand) -> Result
             return super::bundles::fetch(ctx, api, &device, &out, force).await;
         }
         ActCommand::Health { device } => return super::devices::health(ctx, api, &device).await,
-        ActCommand::Commands { device, limit } => return list(ctx, api, &device, limit).await,
+        ActCommand::Commands { device, cancel: Some(id), .. } => return cancel(ctx, api, &device, &id).await,
+        ActCommand::Commands { device, cancel: None, limit } => return list(ctx, api, &device, limit).await,
     };
     if let Some(filter) = &how.filter {
         let wish = super::rounds::Wish { fleet: &device, filter, verb, args, how: &how };
@@ -228,6 +229,33 @@ fn failed(state: &str) -> Option<Kind> {
         "expired" | "unreachable" => Some(Kind::Timeout),
         _ => None,
     }
+}
+
+/// Takes back what was not sent yet.
+async fn cancel(ctx: &Context, api: &Api, device: &str, id: &str) -> Result<()> {
+    /// As many as the server keeps of acts and of questions.
+    const KEPT: usize = 400;
+    let device = ctx.device(api, device).await?;
+    let what = format!("cancel command {id} of device {}", text(&device, "name"));
+    let next = || format!("copal device commands {}", text(&device, "name"));
+    let known = api.some(&what, &path(&device), "", KEPT).await?;
+    let mut meant = known.iter().map(|command| text(command, "id")).filter(|known| known.starts_with(id));
+    let whole = match (meant.next(), meant.next()) {
+        (Some(one), None) => one,
+        (None, _) => return Err(Failure::not_found(&what, "the device has no such command").next(next())),
+        (Some(_), Some(_)) => {
+            return Err(Failure::usage(&what, "several of its commands begin so").next(next()));
+        }
+    };
+    let ended =
+        api.call(&what, Method::POST, &format!("{}/{}/cancel", path(&device), seg(&whole)), None).await?;
+    let (state, code) = (text(&ended, "state"), text(&ended, "code"));
+    if code != "cancelled" {
+        let why = format!("it has ended already: {state}");
+        return Err(Failure::new(Kind::Refused, "command_ended", what, why).next(next()));
+    }
+    ctx.out.result(&ended, || format!("{} is taken back ({})", text(&ended, "verb"), short(&whole)));
+    Ok(())
 }
 
 async fn list(ctx: &Context, api: &Api, device: &str, limit: usize) -> Result<()> {

@@ -32,6 +32,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(2);
 
 /// What to open where.
 struct Wish {
+    /// The device, as a person named it.
+    named: Option<String>,
     target: TerminalTarget,
     reason: String,
     grant: bool,
@@ -56,7 +58,8 @@ pub(super) async fn shell(ctx: &Context, args: Shell) -> Result<()> {
     })?;
     let api = ctx.api()?;
     let device = ctx.device(&api, &args.device).await?;
-    let wish = Wish { target, reason, grant: args.grant, max: args.max, idle: args.idle };
+    let named = Some(args.device.clone());
+    let wish = Wish { named, target, reason, grant: args.grant, max: args.max, idle: args.idle };
     let terminal = open(ctx, &api, &device, wish, &what).await?;
     let Ended { code, message, exit_code } = terminal.show().await?;
     match (code.as_str(), exit_code) {
@@ -156,10 +159,23 @@ async fn operator(
     }
     let cards = ctx.home.introductions(record.fleet_id)?;
     let claim = super::lock::claim_of(device).ok_or("the server shows no usable id of it".to_owned());
-    let device_key = claim.and_then(|claim| lock::vouched_key(&cards, &claim)).map_err(|why| {
+    let vouched = claim.and_then(|claim| lock::vouched_key(&cards, &claim)).map_err(|why| {
         Failure::trust("device_not_proven", what, why)
             .next("a grant goes to a device whose copal.json was made on this machine: only then its key is known here")
     })?;
+    let device_id =
+        text(device, "device_id").parse().map_err(|e| Failure::trust("E_DEVICE_MISMATCH", what, e))?;
+    // The server said which device that name means.
+    let called = vouched.name.clone().unwrap_or_else(|| format!("card {}", vouched.card));
+    let whom = format!("device {device_id}, which this machine calls {called}");
+    match &wish.named {
+        Some(word) if !vouched.is_meant_by(word, device_id) => {
+            ctx.confirm(&format!(
+                "You named {word:?}, and the server says that it is {whom}. Grant it there?"
+            ))?;
+        }
+        _ => ctx.out.remark(format!("granted to {whom}: {}", wish.target)),
+    }
     let name = ctx.home.config()?.current.unwrap_or_default();
     let who = std::env::var("USER").ok().filter(|u| !u.is_empty()).unwrap_or_else(|| "operator".to_owned());
     Ok(Some(Operator {
@@ -168,10 +184,8 @@ async fn operator(
         reason: wish.reason.clone(),
         max_s: wish.max.and_then(|s| u32::try_from(s).ok()).unwrap_or(MAX_GRANT_S),
         fleet: record.fleet_id,
-        device: text(device, "device_id")
-            .parse()
-            .map_err(|e| Failure::trust("E_DEVICE_MISMATCH", what, e))?,
-        device_key,
+        device: device_id,
+        device_key: vouched.key,
         now: ctx.now,
     }))
 }
@@ -386,7 +400,8 @@ async fn recording(ctx: &Context, api: &Api, session: &str) -> Result<Vec<u8>> {
     let of = session.parse().map_err(|e| Failure::usage(&what, e))?;
     let device = ctx.device(api, &text(&found, "device_id")).await?;
     let reason = ctx.globals.why.clone().unwrap_or_else(|| format!("the recording of session {session}"));
-    let wish = Wish { target: TerminalTarget::Recording(of), reason, grant: true, max: None, idle: None };
+    let target = TerminalTarget::Recording(of);
+    let wish = Wish { named: None, target, reason, grant: true, max: None, idle: None };
     Box::pin(open(ctx, api, &device, wish, &what)).await?.read_all(MAX_RECORDING).await
 }
 
