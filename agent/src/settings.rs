@@ -59,8 +59,9 @@ pub struct Places {
     /// What this device lets itself be told, whatever the cloud says.
     #[arg(long, env = "COPAL_POLICY", default_value = crate::orders::policy::PLACE, global = true)]
     pub policy: PathBuf,
-    /// Bytes the channel to the cloud may take in a month, both ways; from nine tenths on it leaves things out. By default as many
-    /// as it needs.
+    /// Bytes the device and its cloud may say to each other in a month, both ways, images aside. Spread over the month; where a day's
+    /// share is used, logs are left out, then telemetry, then the channel itself. Below 2000000 there is none. By default as many as
+    /// it needs.
     #[arg(long, env = "COPAL_MAX_BYTES_MONTH", global = true)]
     pub max_bytes_month: Option<u64>,
     /// Bytes that events waiting for the cloud may take on the disk, at least 65536.
@@ -79,6 +80,9 @@ pub struct Places {
     /// By default as its fleet says, else 21600.
     #[arg(long, env = "COPAL_CHECK_EVERY", global = true)]
     pub check_every: Option<u64>,
+    /// Polls, visits, logins and idle connections go by clocks that run so many times as fast: a day is measured in minutes.
+    #[arg(long, env = "COPAL_HURRY", default_value_t = 1, global = true, hide = true, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub hurry: u32,
     /// The command that restarts the device, words parted by spaces; by default what the image says.
     #[arg(long, env = "COPAL_REBOOT_COMMAND", default_value = "", global = true, hide = true)]
     pub reboot_command: String,

@@ -30,7 +30,7 @@ use copal_protocol::{
     },
     documents::{Act, Action, Reason},
     ids::{CommandId, Sha256Hex},
-    telemetry::{Budget, FEATURE, Sheds, Summary, Telemetry},
+    telemetry::{FEATURE, Summary, Telemetry},
     testing::{OwnerKeys, sign},
     verify,
 };
@@ -230,7 +230,6 @@ struct Agent {
     counting: Arc<Counting>,
     notes: Notes,
     outbox: Arc<Outbox>,
-    budget: watch::Receiver<Option<Budget>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -255,7 +254,6 @@ impl Agent {
         let folder = Box::new(Folder::new(device.dir.path().join("spool")));
         let outbox = Outbox::new(Spool::open(folder, &"b".repeat(32), BYTES), notes.clone(), &"b".repeat(32));
         let outbox = Arc::new(outbox);
-        let (budget_writer, budget) = watch::channel(None);
         let running = device.start();
         let counting = Arc::new(Counting::default());
         let acks = Arc::new(Acks::default());
@@ -295,11 +293,12 @@ impl Agent {
             moved: watch::Sender::new(0).subscribe(),
             streams,
             outbox: outbox.clone(),
-            budget: budget_writer,
+            budget: watch::Sender::new(None),
+            spare: watch::Sender::new(false),
         });
         let writing = spool::run(notes.clone(), outbox.clone());
         let tasks = vec![tokio::spawn(orders), tokio::spawn(channel), tokio::spawn(writing)];
-        Self { running, _device: device, counting, notes, outbox, budget, tasks }
+        Self { running, _device: device, counting, notes, outbox, tasks }
     }
 
     fn done(&self) -> usize {
@@ -714,48 +713,4 @@ async fn events_pass_where_no_websocket_does() {
         }
     })
     .await;
-}
-
-#[tokio::test]
-async fn a_used_up_budget_costs_logs_and_telemetry_and_never_events_or_what_is_asked_for() {
-    let mut cloud = Cloud::start(Mode::Takes).await;
-    let agent = Agent::start_with(&cloud, pace(), Kinds::default(), Some(10));
-    let mut socket = cloud.channel().await;
-    agent.outbox.telemetry(&Telemetry::Metrics(Summary::default()));
-    agent.notes.note(Note::new("clock", "set", "first"));
-    let batch = loop {
-        match socket.hear().await {
-            DeviceFrame::Batch(batch) => break batch,
-            DeviceFrame::Hello(_) => panic!("another hello"),
-            _ => {}
-        }
-    };
-    assert_eq!(batch.class, Class::Event, "and no telemetry before it");
-    assert!(events(&batch).iter().any(|(_, code)| code == "polls"), "it tells of its budget: {batch:?}");
-    socket.say(&CloudFrame::Stored(Stored { class: Class::Event, up_to: 100 })).await;
-    for (stream, of) in
-        [(1, StreamOf::Logs(OpenLogs { tail: 1, ..OpenLogs::default() })), (2, StreamOf::Metrics {})]
-    {
-        socket.say(&CloudFrame::Open(Open { stream, of })).await;
-        loop {
-            match socket.hear().await {
-                DeviceFrame::Closed(closed) => {
-                    assert_eq!((closed.stream, closed.code.as_str()), (stream, "over_budget"));
-                    break;
-                }
-                DeviceFrame::Batch(batch) => assert_eq!(batch.class, Class::Event),
-                _ => {}
-            }
-        }
-    }
-    let budget = agent.budget.borrow().unwrap();
-    assert_eq!((budget.max_bytes_month, budget.sheds), (10, Sheds::Polls));
-    socket.say(&command(&action(1))).await;
-    within("what is asked for is done", async {
-        while agent.done() == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await;
-    assert!(agent.running.nudges.borrow().seldom, "polls are seldom");
 }

@@ -71,6 +71,7 @@ impl Scene {
             log_bytes_service: 4 << 20,
             log_bytes: 32 << 20,
             check_every: Some(0),
+            hurry: 1,
             reboot_command: "false".to_owned(),
             leds: "/nowhere".into(),
         }

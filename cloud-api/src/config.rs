@@ -21,10 +21,15 @@ pub struct Config {
     pub build: BuildLimits,
     /// Seconds in which a terminal's recording is never let go of for want of room.
     pub recordings_stay_s: u64,
+    /// The most seconds between pings of a device's channel.
+    pub ping_max_s: u64,
 }
 
 /// Unless it is set: a month.
 pub const RECORDINGS_STAY_S: u64 = 30 * 86_400;
+
+/// The most seconds between pings, where nothing else is set: docs/decisions/0007.
+pub const PING_MAX_S: u64 = 360;
 
 /// How connections are secured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +90,7 @@ impl Config {
             docker_host: "unix:///var/run/docker.sock".to_owned(),
             build: BuildLimits::default(),
             recordings_stay_s: RECORDINGS_STAY_S,
+            ping_max_s: PING_MAX_S,
         }
     }
 

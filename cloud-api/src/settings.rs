@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
-use crate::config::{BuildLimits, Config, RECORDINGS_STAY_S, Tls};
+use crate::config::{BuildLimits, Config, PING_MAX_S, RECORDINGS_STAY_S, Tls};
 
 /// Where the data is and where the settings are; every command takes these.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -77,6 +77,10 @@ pub struct Settings {
     /// [default: 30, at most 90].
     #[arg(long, env = "COPAL_RECORDINGS_STAY_DAYS", value_name = "N")]
     pub recordings_stay_days: Option<u64>,
+    /// Most seconds between pings of a device's channel, 60 to 1200 [default: 360]. More spare bytes; a device that is gone is seen
+    /// so after two and a half times as long.
+    #[arg(long, env = "COPAL_PING_MAX_S", value_name = "N")]
+    pub ping_max_s: Option<u64>,
 }
 
 /// What settings come to before an address is bound.
@@ -145,6 +149,11 @@ pub fn check(place: &Place, flags: Settings) -> anyhow::Result<Checked> {
         log: bound("build_log", all.build_log, default.log, 4 << 10)?,
         context: bound("build_context", all.build_context, default.context, 1 << 20)?,
     };
+    let ping_max_s = all.ping_max_s.unwrap_or(PING_MAX_S);
+    ensure!(
+        (60..=1200).contains(&ping_max_s),
+        "ping_max_s is {ping_max_s}; from 60 (a minute) to 1200 (20 minutes) makes sense"
+    );
     let docker_host = all.docker_host.unwrap_or_else(|| "unix:///var/run/docker.sock".to_owned());
     ensure!(
         docker_host.starts_with("unix://") || docker_host.starts_with("tcp://"),
@@ -161,6 +170,7 @@ pub fn check(place: &Place, flags: Settings) -> anyhow::Result<Checked> {
         docker_host,
         build,
         recordings_stay_s: stay_days * 86_400,
+        ping_max_s,
     };
     Ok(Checked { config, url })
 }
@@ -197,6 +207,7 @@ fn over(a: Settings, b: Settings) -> Settings {
         build_log: a.build_log.or(b.build_log),
         build_context: a.build_context.or(b.build_context),
         recordings_stay_days: a.recordings_stay_days.or(b.recordings_stay_days),
+        ping_max_s: a.ping_max_s.or(b.ping_max_s),
     }
 }
 

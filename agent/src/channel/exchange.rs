@@ -7,8 +7,9 @@ use std::{
 };
 
 use copal_protocol::{
-    channel::{self, CloudFrame, DeviceFrame, Exchange, MAX_DEPTH, MAX_FRAMES},
+    channel::{self, CloudFrame, DeviceFrame, Exchange, MAX_DEPTH, MAX_FRAMES, Welcome},
     json,
+    telemetry::Sheds,
 };
 use serde_json::Value;
 
@@ -21,7 +22,7 @@ use crate::{
 /// Bytes of an answer.
 const MOST: usize = 1 << 20;
 /// Acks in one call: half of what it may hold in bytes, however large each is.
-const ACKS: usize = 2;
+pub(super) const ACKS: usize = 2;
 /// After a call that was not held and brought nothing.
 const SHORTLY: Duration = Duration::from_secs(2);
 
@@ -36,18 +37,21 @@ pub(super) async fn run(line: &mut Line, until: Instant) -> End {
         if Instant::now() >= until {
             return End::Again;
         }
+        if up.is_some() && line.tell_budget() >= Sheds::Polls {
+            return End::Budget;
+        }
         let (acks, last) = line.talk.acks.take(ACKS);
         if hello.is_some() || last.is_some() {
             let frames = hello.take().into_iter().chain(acks.into_iter().map(DeviceFrame::Ack)).collect();
             match say(line, &session, frames, last).await {
-                Ok(()) => up.get_or_insert_with(Instant::now),
+                Ok(_) => up.get_or_insert_with(Instant::now),
                 Err(over) => return over.end(up),
             };
             continue;
         }
         if let Some(batch) = line.batch() {
             match say(line, &session, vec![batch], None).await {
-                Ok(()) => continue,
+                Ok(_) => continue,
                 Err(over) => return over.end(up),
             }
         }
@@ -82,20 +86,20 @@ pub(super) async fn run(line: &mut Line, until: Instant) -> End {
             Ok(brought) => brought,
             Err(over) => return over.end(up),
         };
-        if !brought && !spoke && began.elapsed() + SHORTLY < Duration::from_secs(wait_s) {
+        if !brought.any && !spoke && began.elapsed() + SHORTLY < Duration::from_secs(wait_s) {
             // A proxy that lets go early: no asking in a circle.
             tokio::time::sleep(SHORTLY.mul_f64(0.5 + (random() >> 11) as f64 / (1_u64 << 54) as f64)).await;
         }
     }
 }
 
-enum Over {
+pub(super) enum Over {
     Session(SessionError),
     Bye(talk::Bye),
 }
 
 impl Over {
-    fn end(self, up: Option<Instant>) -> End {
+    pub(super) fn end(self, up: Option<Instant>) -> End {
         let up = up.map(|since| since.elapsed());
         match self {
             Self::Bye(bye) => End::Bye(bye, up.unwrap_or_default()),
@@ -110,28 +114,32 @@ impl Over {
     }
 }
 
-async fn say(
+/// What was answered.
+#[derive(Debug, Default)]
+pub(super) struct Brought {
+    pub(super) any: bool,
+    pub(super) welcome: Option<Welcome>,
+    pub(super) commands: bool,
+}
+
+/// Says frames, the last ack among them number `last`, and takes in what is answered at once.
+pub(super) async fn say(
     line: &mut Line,
     session: &Session,
     frames: Vec<DeviceFrame>,
     last: Option<u64>,
-) -> Result<(), Over> {
-    let now = line.unix();
-    for frame in &frames {
-        let bytes = channel::write(frame).map_or(0, |text| text.len());
-        line.meter.sent(talk::said(frame), bytes, now);
-    }
+) -> Result<Brought, Over> {
     let answer = exchange(session, frames, 0).await.map_err(Over::Session)?;
     last.into_iter().for_each(|last| line.talk.acks.taken(last));
-    take(line, answer).map(drop)
+    take(line, answer)
 }
 
-/// One call; its frames, those of a later version left aside.
+/// One call, counted as every request is; its frames, those of a later version left aside.
 async fn exchange(
     session: &Session,
     frames: Vec<DeviceFrame>,
     wait_s: u64,
-) -> Result<Vec<(CloudFrame, usize)>, SessionError> {
+) -> Result<Vec<CloudFrame>, SessionError> {
     let wrong = |why: String| SessionError::Answer { what: "/device/v1/exchange", why };
     let body = serde_json::to_vec(&Exchange { frames }).map_err(|e| wrong(e.to_string()))?;
     let path = format!("/device/v1/exchange?wait={wait_s}");
@@ -145,25 +153,23 @@ async fn exchange(
     let mut frames = Vec::new();
     for frame in read.frames {
         let text = frame.to_string();
-        if let Some(frame) = channel::read(text.as_bytes()).map_err(|e| wrong(e.to_string()))? {
-            frames.push((frame, text.len()));
-        }
+        frames.extend(channel::read(text.as_bytes()).map_err(|e| wrong(e.to_string()))?);
     }
     Ok(frames)
 }
 
-/// Takes in what was answered; whether that was anything.
-fn take(line: &mut Line, frames: Vec<(CloudFrame, usize)>) -> Result<bool, Over> {
-    let brought = !frames.is_empty();
-    let now = line.unix();
-    for (frame, bytes) in frames {
-        line.meter.received(talk::heard(&frame), bytes, now);
+/// Takes in what was answered.
+fn take(line: &mut Line, frames: Vec<CloudFrame>) -> Result<Brought, Over> {
+    let mut brought = Brought { any: !frames.is_empty(), ..Brought::default() };
+    for frame in frames {
+        brought.commands |= matches!(frame, CloudFrame::Cmd(_));
         let taken = line.talk.take(frame);
         if let Some(bye) = taken.bye {
             return Err(Over::Bye(bye));
         }
         if let Some(welcome) = taken.welcome {
             line.welcome(&welcome);
+            brought.welcome = Some(welcome);
         }
         // Streams need a WebSocket; the cloud knows that.
     }

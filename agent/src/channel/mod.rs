@@ -10,6 +10,8 @@
 //! 1. Once the device is enrolled, open a WebSocket ([`socket`]); where something on the way lets none through, exchange the same
 //!    frames by long poll ([`exchange`]) and try a WebSocket again every quarter of an hour.
 //! 2. While it is up, polls rest. When it ends they go on at once, and it comes back at a random moment ([`pace`]).
+//! 3. Where a budget of bytes has no room for it ([`meter`]) the device says so and goes; until there is room again it only visits
+//!    the cloud every few hours ([`visits`]).
 //!
 //! Nothing here decides what runs, and nothing is lost with it: the truth is a poll, and commands are numbered and journalled.
 //! Never here: a port that listens; anything believed because it came this way.
@@ -20,6 +22,7 @@ pub mod pace;
 mod socket;
 pub mod streams;
 mod talk;
+mod visits;
 
 use std::{
     sync::Arc,
@@ -36,6 +39,7 @@ use self::{
     meter::Meter,
     pace::{Keepalive, Pace, Reconnect, share},
     talk::{Bye, Talk},
+    visits::Visits,
 };
 use crate::{
     apply::hush::Hush,
@@ -81,6 +85,8 @@ pub struct Deps {
     pub outbox: Arc<Outbox>,
     /// Where it is told how much of the budget is used.
     pub budget: watch::Sender<Option<Budget>>,
+    /// Where it is told whether bytes are to be spared: true but for visits, while there is no room for a channel.
+    pub spare: watch::Sender<bool>,
     /// Counts changes of the way to the cloud: each ends the channel, which comes back the new way.
     pub moved: watch::Receiver<u64>,
 }
@@ -97,6 +103,8 @@ enum End {
     Bye(Bye, Duration),
     /// It is time to try a WebSocket again.
     Again,
+    /// The budget of bytes has no room for it.
+    Budget,
 }
 
 /// The way to the cloud, over many channels.
@@ -113,6 +121,8 @@ struct Line {
     /// After so long without a word the cloud ends the channel.
     lease: Duration,
     budget: watch::Sender<Option<Budget>>,
+    spare: watch::Sender<bool>,
+    visits: Visits,
 }
 
 impl Line {
@@ -140,24 +150,42 @@ impl Line {
 
     /// Tells how much of the budget is used, and what is left out by now.
     fn tell_budget(&mut self) -> Sheds {
-        let now = self.meter.budget();
+        let now = self.unix();
+        let now = self.meter.budget(now);
         let sheds = now.map_or(Sheds::Nothing, |b| b.sheds);
         let before = self.budget.borrow().map_or(Sheds::Nothing, |b| b.sheds);
         self.budget.send_if_modified(|told| std::mem::replace(told, now) != now);
         if before != sheds {
             let message = match sheds {
                 Sheds::Nothing => "the budget of bytes has room again",
-                Sheds::Logs => "eight tenths of the budget of bytes are used: logs stay on the device",
-                Sheds::Telemetry => "nine tenths of the budget of bytes are used: telemetry is left out, too",
-                Sheds::Polls => "the budget of bytes is used: the device asks and pings as seldom as it may",
+                Sheds::Logs => {
+                    "four fifths of what may be used by now of the budget of bytes are used: logs stay on the device"
+                }
+                Sheds::Telemetry => {
+                    "nine tenths of what may be used by now of the budget of bytes are used: telemetry is left out, too"
+                }
+                Sheds::Polls if now.is_some_and(|b| b.no_channel) => {
+                    "the budget of bytes (max_bytes_month) is too small for a channel: the device only asks every few hours"
+                }
+                Sheds::Polls => {
+                    "what may be used by now of the budget of bytes is used: the device has no channel, and asks every few hours"
+                }
             };
+            tracing::info!(sheds = sheds.as_str(), message);
             self.talk.outbox.note(Note::new("budget", sheds.as_str(), message));
+            let spare = sheds == Sheds::Polls;
             self.talk.nudges.send_if_modified(|nudges| {
-                nudges.seldom = sheds == Sheds::Polls;
+                nudges.seldom = spare;
                 false
             });
+            self.spare.send_replace(spare);
         }
         sheds
+    }
+
+    /// The device's word that it goes.
+    fn leave(&self) -> DeviceFrame {
+        DeviceFrame::Leave { code: "budget".to_owned(), back_within_s: self.visits.within_s(&self.meter) }
     }
 
     fn welcome(&mut self, welcome: &Welcome) {
@@ -184,22 +212,26 @@ pub async fn run(deps: Deps) {
         streams: kinds,
         outbox,
         budget,
+        spare,
     } = deps;
     // Whoever enrols it does the first poll as well.
     if condition.wait_for(|c| c.device_id.is_some()).await.is_err() {
         return std::future::pending().await;
     }
+    let requests = session.cloud().tally();
     let mut line = Line {
         session,
         talk: Talk { nudges, condition, commands, acks, kinds, outbox },
         clock,
-        meter: Meter::open(state, max_bytes_month),
+        meter: Meter::open(state, max_bytes_month, requests),
         keepalive: Keepalive::new(pace.keepalive),
         reconnect: Reconnect::new(&pace),
         ping: pace.keepalive.1,
         lease: Duration::ZERO,
+        visits: Visits::new(pace.visits),
         pace,
         budget,
+        spare,
     };
     line.tell_budget();
     tokio::time::sleep(share(line.pace.first, random())).await;
@@ -211,6 +243,9 @@ pub async fn run(deps: Deps) {
     let mut exchanges_pass = false;
     loop {
         let talking = async {
+            if line.tell_budget() == Sheds::Polls {
+                Box::pin(visits::run(&mut line)).await;
+            }
             match by_exchange {
                 None => Box::pin(socket::run(&mut line)).await,
                 Some(until) => Box::pin(exchange::run(&mut line, until)).await,
@@ -221,10 +256,15 @@ pub async fn run(deps: Deps) {
             Ok(()) = moved.changed() => {
                 tracing::info!("the way to the cloud changed; the channel comes back by it");
                 line.talk.down();
+                line.keepalive.forget();
                 by_exchange = None;
                 continue;
             }
         };
+        if matches!(end, End::Budget) {
+            line.talk.spare();
+            continue;
+        }
         line.talk.down();
         let again = line.pace.socket_again;
         let mut least = None;
@@ -239,6 +279,7 @@ pub async fn run(deps: Deps) {
                 exchanges_pass = true;
                 continue;
             }
+            End::Budget => continue,
             End::NotTaken(why) if by_exchange.is_none() => {
                 say("no_websocket", &why);
                 by_exchange = Some(Instant::now() + again);

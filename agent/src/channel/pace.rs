@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 /// How often what. The defaults are for the field; tests hurry.
 #[derive(Debug, Clone)]
 pub struct Pace {
-    /// Between pings: more often than the first only where that is too seldom for the network, never more seldom than the second.
-    /// Proxies often let go of what idled for a minute.
+    /// Between pings: more often than the first only where that is too seldom for the network, never more seldom than the second,
+    /// nor than the cloud asks for. Proxies often let go of what idled for a minute.
     pub keepalive: (Duration, Duration),
     /// A ping not answered within this is tried once more.
     pub pong: Duration,
@@ -26,6 +26,12 @@ pub struct Pace {
     pub socket_again: Duration,
     /// Where no WebSocket passes: seconds the cloud may hold an exchange.
     pub wait_s: u64,
+    /// Between looks at the budget of bytes.
+    pub look: Duration,
+    /// Without a channel for want of budget, between visits: the first, and up to the second where there is no room for them.
+    pub visits: (Duration, Duration),
+    /// How long a visit lasts after all was said: reports and what a poll brought go on its connection.
+    pub stay: Duration,
 }
 
 impl Default for Pace {
@@ -42,44 +48,68 @@ impl Default for Pace {
             stable: s(60),
             socket_again: s(15 * 60),
             wait_s: 50,
+            look: s(60),
+            visits: (s(4 * 3600), s(24 * 3600)),
+            stay: s(15),
         }
     }
 }
 
-/// How long a connection may idle before what is between forgets it: learned from connections that died while idle.
+impl Pace {
+    /// What takes hours is done so many times as often.
+    #[must_use]
+    pub fn hurried(self, times: u32) -> Self {
+        let times = times.max(1);
+        Self { visits: (self.visits.0 / times, self.visits.1 / times), look: self.look / times, ..self }
+    }
+}
+
+/// How long a connection may idle before what is between forgets it. It begins with what nearly all networks keep, goes up step by
+/// step while idle times are survived, and down where a connection died of one. Beyond an idle time that one died of it goes only
+/// after many more were survived, twice as many each time: a break costs as much as twenty pings.
 #[derive(Debug, Clone)]
 pub struct Keepalive {
     bounds: (Duration, Duration),
     now: Duration,
     good: u32,
+    /// The shortest idle time that one died of, and how many are to be survived before it is tried again.
+    fatal: Option<(Duration, u32)>,
 }
 
 /// Between pings at least, whatever the network does: one that forgets sooner is left to polls.
 const LEAST: Duration = Duration::from_secs(10);
+/// Between pings at first.
+const FIRST: Duration = Duration::from_secs(180);
 /// What is let go of sooner was not let go of for idling.
 const IDLE: Duration = Duration::from_secs(20);
-/// Idle times survived in a row after which a longer one is tried.
-const GOOD: u32 = 8;
+/// Idle times survived in a row after which a longer one is tried; and at most, beyond one that was fatal.
+const GOOD: (u32, u32) = (4, 512);
 
 impl Keepalive {
-    /// Nothing is known: as seldom as it may be.
+    /// Nothing is known.
     #[must_use]
     pub fn new(bounds: (Duration, Duration)) -> Self {
-        Self { bounds, now: bounds.1, good: 0 }
+        Self { bounds, now: bounds.1.min(FIRST), good: 0, fatal: None }
     }
 
-    /// The time between pings, where the cloud asks for `asked`.
+    /// The time between pings, where the cloud asks for `asked` at least.
     #[must_use]
     pub fn every(&self, asked: Duration) -> Duration {
         self.now.min(asked)
     }
 
-    /// A ping after an idle time was answered.
-    pub fn survived(&mut self) {
+    /// A ping after an idle time was answered; the cloud asks for `asked` at least.
+    pub fn survived(&mut self, asked: Duration) {
         self.good += 1;
-        if self.good >= GOOD {
+        let next = self.now.mul_f64(1.25).min(self.bounds.1);
+        let enough = match self.fatal {
+            Some((fatal, times)) if next >= fatal => times,
+            _ => GOOD.0,
+        };
+        // What is not tried is not known to be survived.
+        if self.good >= enough && self.now < asked {
             self.good = 0;
-            self.now = self.now.mul_f64(1.25).min(self.bounds.1);
+            self.now = next;
         }
     }
 
@@ -87,8 +117,15 @@ impl Keepalive {
     pub fn died(&mut self, every: Duration) {
         self.good = 0;
         let idle = every.min(self.now);
+        let times = self.fatal.map_or(GOOD.0, |(_, times)| times);
+        self.fatal = Some((idle, (times * 2).min(GOOD.1)));
         // What most networks survive is tried before anything shorter; where that was too long, a little less, and less again.
         self.now = (idle / 2).max(self.bounds.0.min(idle * 3 / 4)).max(LEAST);
+    }
+
+    /// The way to the cloud is another one: what was learned is of the old one.
+    pub fn forget(&mut self) {
+        *self = Self::new(self.bounds);
     }
 }
 
@@ -233,11 +270,25 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_death_halves_the_time_and_survival_grows_it_slowly() {
+    fn it_goes_up_while_idle_times_are_survived_as_far_as_the_cloud_asks() {
+        let mut keepalive = Keepalive::new((s(45), s(1200)));
+        let survive = |keepalive: &mut Keepalive, asked, times| {
+            (0..times).for_each(|_| keepalive.survived(asked));
+            keepalive.every(asked)
+        };
+        assert_eq!(survive(&mut keepalive, s(360), 3), s(180));
+        assert_eq!(survive(&mut keepalive, s(360), 1), s(225));
+        assert_eq!(survive(&mut keepalive, s(360), 1000), s(360), "no further than it was asked");
+        assert_eq!(keepalive.every(s(5)), s(5), "a cloud that wants more gets more");
+        assert!(keepalive.every(s(9999)) < s(500), "what was not tried is not known");
+        assert_eq!(survive(&mut keepalive, s(9999), 1000), s(1200), "never more than 20 minutes");
+    }
+
+    #[test]
+    fn an_idle_death_halves_the_time_and_what_was_fatal_is_tried_ever_more_seldom() {
         let mut keepalive = Keepalive::new((s(60), s(1200)));
-        assert_eq!(keepalive.every(s(240)), s(240));
         keepalive.died(s(240));
-        assert_eq!(keepalive.every(s(240)), s(120));
+        assert_eq!(keepalive.every(s(240)), s(90), "of what it was");
         keepalive.died(s(120));
         assert_eq!(keepalive.every(s(240)), s(60), "first its bound");
         let mut hasty = keepalive.clone();
@@ -250,17 +301,18 @@ mod tests {
         let mut quick = Keepalive::new((s(45), s(1200)));
         quick.died(s(21));
         assert!(quick.every(s(180)) < s(20), "below what it died of");
-        for _ in 0..7 {
-            keepalive.survived();
-        }
-        assert_eq!(keepalive.every(s(240)), s(60));
-        keepalive.survived();
-        assert_eq!(keepalive.every(s(240)), s(75));
-        for _ in 0..1000 {
-            keepalive.survived();
-        }
-        assert_eq!(keepalive.every(s(9999)), s(1200), "never more than 20 minutes");
-        assert_eq!(keepalive.every(s(5)), s(5), "a cloud that wants more gets more");
+        // 60 s hold, and 90 s were fatal: 75 s are tried soon, and what comes after them is not.
+        (0..4).for_each(|_| keepalive.survived(s(1200)));
+        assert_eq!(keepalive.every(s(1200)), s(75));
+        (0..15).for_each(|_| keepalive.survived(s(1200)));
+        assert_eq!(keepalive.every(s(1200)), s(75), "it died of that twice");
+        keepalive.survived(s(1200));
+        assert!(keepalive.every(s(1200)) > s(90));
+        keepalive.died(s(90));
+        (0..19).for_each(|_| keepalive.survived(s(1200)));
+        assert!(keepalive.every(s(1200)) < s(90), "and now it takes longer");
+        keepalive.forget();
+        assert_eq!(keepalive.every(s(1200)), s(180), "another network");
     }
 
     #[test]

@@ -3,13 +3,17 @@
 //! 1. Upgrade a request; say hello; the welcome must come in its time.
 //! 2. Frames in go to [`Talk`]; acks go out as they come, a ping after the last: its pong shows that the cloud read them.
 //! 3. Streams say one thing at a time, in turn with everything else; while anything is written, what comes is read on.
-//! 4. Ping when nothing was sent for long. Two pings without an answer: the other side is gone, whatever TCP says.
+//! 4. Ping when nothing was sent for long, and say when the next one comes. Two pings without an answer: the other side is gone,
+//!    whatever TCP says.
+//! 5. When a budget of bytes is used, say so and go; but not from a terminal or a bundle that somebody waits for.
 
 use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Instant};
 
-use bytes::Bytes;
 use copal_protocol::{
-    channel::{self, CloudFrame, DeviceFrame, FIRST_CREDIT, MAX_MESSAGE, MAX_STREAMS, SUBPROTOCOL},
+    channel::{
+        self, CloudFrame, DeviceFrame, FIRST_CREDIT, MAX_MESSAGE, MAX_STREAMS, SUBPROTOCOL, parse_ping,
+        ping_payload,
+    },
     telemetry::Sheds,
 };
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -72,6 +76,7 @@ pub(super) async fn run(line: &mut Line) -> End {
     let up = socket.up.map(|since| since.elapsed());
     match why {
         Over::Bye(bye) => End::Bye(bye, up.unwrap_or_default()),
+        Over::Budget => End::Budget,
         Over::Broken(why) => match up {
             Some(up) => {
                 if let Some(idle) = socket.watch.died_idle(Instant::now()) {
@@ -87,6 +92,8 @@ pub(super) async fn run(line: &mut Line) -> End {
 
 enum Over {
     Bye(talk::Bye),
+    /// The budget of bytes is used; the cloud knows.
+    Budget,
     Broken(String),
 }
 
@@ -103,8 +110,11 @@ impl Socket<'_> {
         let hello = self.line.talk.hello(true);
         self.say(&hello).await?;
         loop {
+            self.go_if_used_up().await?;
             let (acks, outbox) = (self.line.talk.acks.clone(), self.line.talk.outbox.clone());
             tokio::select! {
+                // From the top.
+                () = tokio::time::sleep(self.line.pace.look) => {}
                 message = next(&mut self.came, &mut self.socket) => self.take(message?).await?,
                 say = self.streams.next(), if self.up.is_some() => self.say_of_stream(say).await?,
                 () = acks.news(), if self.up.is_some() => self.send_acks().await?,
@@ -123,17 +133,32 @@ impl Socket<'_> {
         }
     }
 
+    /// Goes where the budget of bytes is used, with a word on when it is heard again.
+    async fn go_if_used_up(&mut self) -> Result<(), Over> {
+        if self.up.is_none() || self.line.tell_budget() < Sheds::Polls || self.streams.are_awaited() {
+            return Ok(());
+        }
+        let leave = self.line.leave();
+        self.say(&leave).await?;
+        self.line.visits.left(&self.line.meter);
+        let _ = self.send(Message::Close(None)).await;
+        // Whoever goes while something is on its way to it takes its last words back.
+        let silence = async { while let Some(Ok(_)) = self.socket.next().await {} };
+        let _ = tokio::time::timeout(self.line.pace.pong, silence).await;
+        Err(Over::Budget)
+    }
+
     async fn take(&mut self, message: Message) -> Result<(), Over> {
         let now = self.line.unix();
         if self.watch.heard(Instant::now()) {
-            self.line.keepalive.survived();
+            self.line.keepalive.survived(self.line.ping);
             self.set_every();
         }
         let text = match message {
             Message::Text(text) => text,
             Message::Pong(bytes) => {
                 self.line.meter.received(Traffic::Control, bytes.len(), now);
-                if let Ok(number) = bytes.as_ref().try_into().map(u64::from_be_bytes) {
+                if let Some((number, _)) = parse_ping(&bytes) {
                     self.line.talk.acks.taken(number);
                 }
                 return Ok(());
@@ -197,6 +222,10 @@ impl Socket<'_> {
             self.up.get_or_insert_with(Instant::now);
             self.line.welcome(&welcome);
             self.set_every();
+            // Before the cloud takes it for gone it has to hear how seldom it is heard.
+            if self.line.keepalive.every(self.line.ping) * 5 / 2 > self.line.lease {
+                self.ping(0).await?;
+            }
             self.send_acks().await?;
             self.send_batches().await?;
         }
@@ -207,12 +236,7 @@ impl Socket<'_> {
     }
 
     fn set_every(&mut self) {
-        let asked = match self.line.meter.shed() {
-            // As seldom as the cloud suffers: a channel that it ends costs more than a ping.
-            Sheds::Polls => self.line.ping.max(self.line.lease / 5 * 4),
-            Sheds::Nothing | Sheds::Logs | Sheds::Telemetry => self.line.ping,
-        };
-        self.watch.set_every(self.line.keepalive.every(asked));
+        self.watch.set_every(self.line.keepalive.every(self.line.ping));
     }
 
     async fn send_acks(&mut self) -> Result<(), Over> {
@@ -251,10 +275,11 @@ impl Socket<'_> {
 
     /// A ping that names the last ack before it.
     async fn ping(&mut self, acks: u64) -> Result<(), Over> {
-        let payload = if acks == 0 { Bytes::new() } else { Bytes::copy_from_slice(&acks.to_be_bytes()) };
+        let every = self.line.keepalive.every(self.line.ping).as_secs_f64().ceil();
+        let payload = ping_payload(acks, every as u32);
         let now = self.line.unix();
         self.line.meter.sent(Traffic::Control, payload.len(), now);
-        self.send(Message::Ping(payload)).await?;
+        self.send(Message::Ping(payload.to_vec().into())).await?;
         self.watch.pinged(Instant::now());
         Ok(())
     }

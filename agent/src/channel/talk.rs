@@ -67,7 +67,10 @@ impl Talk {
         let mut taken = Taken::default();
         match frame {
             CloudFrame::Welcome(welcome) => {
-                self.hint(welcome.etag, welcome.root, true);
+                // A visit is no channel, and makes of it what it does.
+                if !self.nudges.borrow().seldom {
+                    self.hint(welcome.etag, welcome.root, true);
+                }
                 self.outbox.welcomed(welcome.stored);
                 taken.welcome = Some(welcome);
             }
@@ -107,6 +110,32 @@ impl Talk {
     pub(super) fn down(&self) {
         self.nudges.send_if_modified(|nudges| std::mem::take(&mut nudges.up));
     }
+
+    /// There is none any more because its bytes are spared: polls are seldom, and none is due for that.
+    pub(super) fn spare(&self) {
+        self.nudges.send_if_modified(|nudges| {
+            nudges.up = false;
+            false
+        });
+    }
+
+    /// What a visit brought: a poll is due where that is news, where the last one failed, or by `poll`.
+    pub(super) fn visited(&self, welcome: Option<&Welcome>, poll: bool) -> bool {
+        let condition = self.condition.borrow();
+        let news = welcome.is_none_or(|welcome| {
+            welcome.etag != condition.mark.sha256 || welcome.root > Some(condition.root_version)
+        });
+        let due = poll || news || !condition.online;
+        drop(condition);
+        self.nudges.send_if_modified(|nudges| {
+            if let Some(welcome) = welcome {
+                (nudges.hinted, nudges.hinted_root) = (welcome.etag, welcome.root);
+            }
+            nudges.asked += u64::from(due);
+            due
+        });
+        due
+    }
 }
 
 /// What a frame of the cloud is for.
@@ -130,6 +159,6 @@ pub(super) fn said(frame: &DeviceFrame) -> Traffic {
         DeviceFrame::Batch(batch) if batch.class == Class::Telemetry => Traffic::Telemetry,
         DeviceFrame::Batch(_) => Traffic::Events,
         DeviceFrame::Opened { .. } | DeviceFrame::Closed(_) | DeviceFrame::Credit(_) => Traffic::Streams,
-        DeviceFrame::Hello(_) => Traffic::Control,
+        DeviceFrame::Hello(_) | DeviceFrame::Leave { .. } => Traffic::Control,
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -16,8 +16,9 @@ use tokio::time::Instant;
 
 use super::{
     error::CloudError,
-    fetch::{Answer, Blob, Limits, read_body, refusal},
+    fetch::{Answer, Blob, Limits, MOST_REFUSED, read_body, refusal},
     names::{Names, RESOLV_CONF},
+    tally::{Sessions, Tally, head},
 };
 use crate::{
     clock::Clock,
@@ -31,6 +32,9 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
 
 /// Users and passwords of proxies that are remembered while the agent runs, so as not to be shown.
 const MAX_HIDDEN: usize = 64;
+
+/// A connection that nobody asks anything on is let go of.
+const IDLE: Duration = Duration::from_secs(90);
 
 /// Where the cloud is and how to know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,12 +111,16 @@ pub struct Cloud {
     current: AtomicUsize,
     clock: Clock,
     limits: Limits,
+    tally: Arc<Tally>,
+    idle: Duration,
 }
 
 struct State {
     address: Address,
     /// Set by a person; absent: what the environment says.
     proxy: Option<String>,
+    /// TLS to that address. Made once: a session is gone on with only under the very configuration that began it.
+    tls: Option<rustls::ClientConfig>,
     client: Option<(reqwest::Client, Option<SystemTime>)>,
     /// Counts changes of the way: what came by an older one says nothing of this.
     way: u64,
@@ -144,6 +152,7 @@ impl Cloud {
             state: Mutex::new(State {
                 address,
                 proxy: None,
+                tls: None,
                 client: None,
                 way: 0,
                 unreached: Some(Unreached::now()),
@@ -152,7 +161,15 @@ impl Cloud {
             current: AtomicUsize::new(0),
             clock,
             limits,
+            tally: Arc::default(),
+            idle: IDLE,
         }
+    }
+
+    /// Lets go of idle connections after so small a part of the time.
+    #[must_use]
+    pub fn hurried(self, times: u32) -> Self {
+        Self { idle: self.idle / times.max(1), ..self }
     }
 
     /// Goes to another address from now on (Root named one).
@@ -160,7 +177,7 @@ impl Cloud {
         let mut state = self.state();
         if state.address != address {
             state.address = address;
-            state.client = None;
+            (state.tls, state.client) = (None, None);
             self.current.store(0, Ordering::Relaxed);
         }
     }
@@ -223,6 +240,12 @@ impl Cloud {
         self.state().proxy.clone()
     }
 
+    /// What its requests take on the line.
+    #[must_use]
+    pub fn tally(&self) -> Arc<Tally> {
+        self.tally.clone()
+    }
+
     /// The base URLs it goes to.
     #[must_use]
     pub fn bases(&self) -> Vec<String> {
@@ -237,7 +260,9 @@ impl Cloud {
         let way = self.state().way;
         let deadline = self.limits.deadline(call.cap) + call.wait;
         let work = async {
+            self.tally.said(&call, &HeaderMap::new());
             let response = self.send(&call, &HeaderMap::new(), self.limits.first_byte + call.wait).await?;
+            let head = head(response.headers());
             let status = response.status();
             let etag = response
                 .headers()
@@ -245,13 +270,15 @@ impl Cloud {
                 .and_then(|v| v.to_str().ok())
                 .map(|v| v.trim_matches('"').to_owned());
             if status == StatusCode::NOT_MODIFIED || status == StatusCode::NO_CONTENT {
+                self.tally.heard(head);
                 return Ok(Answer { status: status.as_u16(), etag, body: Bytes::new() });
             }
             if !status.is_success() {
-                return Err(refusal(response, &self.limits, self.clock.now()).await);
+                return Err(self.refused(response).await);
             }
             let html = is_html(response.headers());
             let body = read_body(response, call.cap, &self.limits).await?;
+            self.tally.heard(head + body.len());
             let begins = body.iter().find(|b| !b.is_ascii_whitespace());
             if html || begins.is_some_and(|b| *b != b'{') {
                 return Err(captive("a page where signed JSON was expected"));
@@ -330,18 +357,41 @@ impl Cloud {
         call: &Call<'_>,
         headers: &HeaderMap,
     ) -> Result<reqwest::Response, CloudError> {
-        let (address, proxy, base, count) = {
-            let state = self.state();
+        let (client, base, count) = {
+            let mut state = self.state();
+            let tls = self.tls(&mut state).map_err(CloudError::transport)?;
             let urls = &state.address.urls;
             let base = urls[self.current.load(Ordering::Relaxed) % urls.len()].clone();
-            (state.address.clone(), state.proxy.clone(), base, urls.len())
+            let client = build(&state.address, state.proxy.as_deref(), tls, (None, self.idle));
+            (client.map_err(CloudError::transport)?, base, urls.len())
         };
-        let client = build(&address, proxy.as_deref(), &self.clock, None).map_err(CloudError::transport)?;
-        self.send_by(&client, (&base, count), call, headers, self.limits.first_byte).await
+        self.tally.said(call, headers);
+        let response = self.send_by(&client, (&base, count), call, headers, self.limits.first_byte).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            self.tally.heard(head(response.headers()));
+        }
+        Ok(response)
+    }
+
+    /// TLS as this address wants it.
+    fn tls(&self, state: &mut State) -> Result<rustls::ClientConfig, String> {
+        if let Some(tls) = &state.tls {
+            return Ok(tls.clone());
+        }
+        let floored = self.clock.clone();
+        let time: copal_tls::Clock = Arc::new(move || floored.now());
+        let mut tls = copal_tls::client_config(&state.address.pins, &time)
+            .map_err(|e| format!("TLS cannot be set up: {e}"))?;
+        // One long poll and the odd short call: HTTP/1.1 keeps the client small.
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        tls.resumption = rustls::client::Resumption::store(Arc::new(Sessions::new(self.tally.clone())));
+        Ok(state.tls.insert(tls).clone())
     }
 
     /// A refusal's code and text, read within the limits.
     pub(super) async fn refused(&self, response: reqwest::Response) -> CloudError {
+        let body = response.content_length().map_or(0, |n| n.min(MOST_REFUSED as u64) as usize);
+        self.tally.heard(head(response.headers()) + body);
         refusal(response, &self.limits, self.clock.now()).await
     }
 
@@ -400,7 +450,8 @@ impl Cloud {
         {
             return Ok((client.clone(), base, count));
         }
-        let built = build(&state.address, state.proxy.as_deref(), &self.clock, Some(KEEPALIVE));
+        let tls = self.tls(&mut state).map_err(CloudError::transport)?;
+        let built = build(&state.address, state.proxy.as_deref(), tls, (Some(KEEPALIVE), self.idle));
         let client = built.map_err(CloudError::transport)?;
         state.client = Some((client.clone(), resolver));
         Ok((client, base, count))
@@ -410,15 +461,9 @@ impl Cloud {
 fn build(
     address: &Address,
     proxy: Option<&str>,
-    clock: &Clock,
-    keepalive: Option<Duration>,
+    tls: rustls::ClientConfig,
+    (keepalive, idle): (Option<Duration>, Duration),
 ) -> Result<reqwest::Client, String> {
-    let floored = clock.clone();
-    let time: copal_tls::Clock = std::sync::Arc::new(move || floored.now());
-    let mut tls =
-        copal_tls::client_config(&address.pins, &time).map_err(|e| format!("TLS cannot be set up: {e}"))?;
-    // One long poll and the odd short call: HTTP/1.1 keeps the client small.
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let mut builder = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .dns_resolver(Names::new(RESOLV_CONF))
@@ -428,7 +473,7 @@ fn build(
         .connect_timeout(Duration::from_secs(30))
         .tcp_keepalive(keepalive)
         .tcp_user_timeout(UNACKNOWLEDGED)
-        .pool_idle_timeout(Duration::from_secs(90))
+        .pool_idle_timeout(idle)
         .pool_max_idle_per_host(2)
         .user_agent(concat!("copal-agent/", env!("CARGO_PKG_VERSION")));
     let only_here =

@@ -8,6 +8,9 @@ use http::header;
 
 use super::{backoff::retry_after, error::CloudError};
 
+/// Bytes of a refusal that are read.
+pub(super) const MOST_REFUSED: usize = 16 << 10;
+
 /// How patient a reader is.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -146,7 +149,7 @@ pub(super) async fn refusal(response: reqwest::Response, limits: &Limits, now: u
         .get(header::RETRY_AFTER)
         .and_then(|v| v.to_str().ok())
         .map(|v| retry_after(v, now));
-    let problem: Option<Problem> = match read_body(response, 16 << 10, limits).await {
+    let problem: Option<Problem> = match read_body(response, MOST_REFUSED, limits).await {
         Ok(body) => serde_json::from_slice(&body).ok(),
         Err(_) => None,
     };

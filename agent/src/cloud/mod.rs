@@ -8,6 +8,7 @@ mod client;
 mod error;
 mod fetch;
 mod names;
+mod tally;
 mod upgrade;
 
 pub use backoff::{Backoff, retry_after};
@@ -15,6 +16,7 @@ pub use client::{Address, Call, Cloud, Unreached};
 pub use error::CloudError;
 pub use fetch::{Answer, Blob, Limits};
 pub use names::{ask_server, name_servers};
+pub use tally::{Tally, on_the_line};
 pub use upgrade::{NoSocket, Upgraded};
 
 /// Random 64 bits for jitter; a constant where the system has no randomness (jitter is no secret).

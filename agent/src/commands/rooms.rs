@@ -55,9 +55,10 @@ impl Rooms {
         let address = Address::new(std::slice::from_ref(&file.cloud_url), &file.tls_pins)
             .map_err(anyhow::Error::msg)
             .context("config_invalid: the cloud's address in copal.json cannot be used")?;
-        let cloud = Arc::new(Cloud::new(address, clock.clone(), Limits::default()));
+        let cloud = Arc::new(Cloud::new(address, clock.clone(), Limits::default()).hurried(places.hurry));
         cloud.set_proxy(network::proxy(&state));
-        let session = Arc::new(Session::new(cloud.clone(), state.clone(), file.clone(), identity));
+        let session = Session::new(cloud.clone(), state.clone(), file.clone(), identity);
+        let session = Arc::new(session.hurried(places.hurry));
         let os = OsConfig::load(&places.os_config).map_err(anyhow::Error::msg)?;
         if let Some(os) = &os
             && os.device_type != file.device_type

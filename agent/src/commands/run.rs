@@ -83,8 +83,12 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     let images = Arc::new(Pulls::new(engine.clone(), rooms.session.clone(), settings::platform()));
     let counter = Counter::open(rooms.state.clone(), rooms.clock.now())?;
 
-    let (sync, Channels { targets, condition, checked }) =
-        Sync::new(rooms.session.clone(), rooms.store.clone(), rooms.clock.clone(), Pace::default());
+    let (sync, Channels { targets, condition, checked }) = Sync::new(
+        rooms.session.clone(),
+        rooms.store.clone(),
+        rooms.clock.clone(),
+        Pace::default().hurried(places.hurry),
+    );
     let (nudges, nudged) = watch::channel(Nudges::default());
     let pause = Arc::new(Pause::open(rooms.state.clone(), rooms.clock.clone(), nudges.clone()));
     let sync = sync.listening(nudged);
@@ -132,6 +136,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
     }));
     let (status_writer, status) = watch::channel(AgentStatus::default());
     let (budget_writer, budget) = watch::channel(None);
+    let (spare_writer, spare) = watch::channel(false);
     let measuring = metrics::Deps {
         tree: Tree::new("/"),
         state_dir: places.state_dir.clone(),
@@ -157,12 +162,13 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
         acks: acks.clone(),
         state: rooms.state.clone(),
         clock: rooms.clock.clone(),
-        pace: channel::pace::Pace::default(),
+        pace: channel::pace::Pace::default().hurried(places.hurry),
         moved: network.moved(),
         max_bytes_month: places.max_bytes_month,
         streams: kinds,
         outbox: outbox.clone(),
         budget: budget_writer,
+        spare: spare_writer,
     });
     let orders = orders::run(rooms.orders(places, Arc::new(hands), acks.clone(), notes.clone()), told);
     let (os_writer, os_status) = watch::channel(OsStatus::default());
@@ -193,6 +199,7 @@ pub async fn run(places: &Places, launched: Launched) -> anyhow::Result<()> {
             condition: condition.clone(),
             budget: budget.clone(),
             health: health.told(),
+            spare,
         },
         notes: notes.clone(),
         status_file: places.run_dir.join("status.json"),

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use copal_protocol::{diagnosis::HealthReport, envelope::Envelope, telemetry::Budget};
+use copal_protocol::{diagnosis::HealthReport, documents::Report, envelope::Envelope, telemetry::Budget};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -98,6 +98,8 @@ pub struct Listening {
     pub budget: watch::Receiver<Option<Budget>>,
     /// From the health checks.
     pub health: watch::Receiver<Option<HealthReport>>,
+    /// From the channel: bytes are to be spared, what is not pressing waits.
+    pub spare: watch::Receiver<bool>,
 }
 
 impl Listening {
@@ -122,6 +124,7 @@ impl Listening {
                 Ok(()) = self.condition.changed() => {}
                 Ok(()) = self.budget.changed() => {}
                 Ok(()) = self.health.changed() => {}
+                Ok(()) = self.spare.changed() => {}
                 else => std::future::pending().await,
             }
         };
@@ -173,14 +176,15 @@ impl Reporter {
             if let Err(e) = status::write(&self.status_file, &self.about, &heard, now, &mut shown) {
                 tracing::debug!(error = %e, "the status file cannot be written");
             }
-            let now = report(&self.about, &heard, 0, 0);
+            let spare = *self.heard.spare.borrow_and_update();
+            let now = report(&self.about, &uncounted(&heard), 0, 0);
             let quiet = match (&now, &sent) {
                 (Some(now), Some(sent)) if only_progress_differs(now, sent) => last_sent
                     .map(|at| PROGRESS_EVERY.saturating_sub(at.elapsed()))
                     .filter(|left| !left.is_zero() && now.progress.is_some()),
                 _ => None,
             };
-            let wanted = now.is_some() && now != sent;
+            let wanted = now != sent && now.as_ref().is_some_and(|now| !spare || presses(now, sent.as_ref()));
             let held =
                 retry_at.map(|at| at.saturating_duration_since(Instant::now())).filter(|d| !d.is_zero());
             let wait = match (wanted, held, quiet) {
@@ -242,11 +246,22 @@ impl Reporter {
     }
 }
 
-fn only_progress_differs(
-    a: &copal_protocol::documents::Report,
-    b: &copal_protocol::documents::Report,
-) -> bool {
-    let stage = |r: &copal_protocol::documents::Report| r.progress.as_ref().map(|p| p.stage.clone());
+/// Without the bytes that were counted: a report of them would be counted, too.
+fn uncounted(heard: &Heard) -> Heard {
+    Heard { budget: heard.budget.map(|budget| Budget { used: 0, ..budget }), ..heard.clone() }
+}
+
+/// Whether a report does not wait while bytes are spared: how an update ended is waited for.
+fn presses(now: &Report, sent: Option<&Report>) -> bool {
+    let ends = |report: &Report| {
+        let host = report.host.as_ref().map(|host| (host.release, host.failed.clone()));
+        (report.seq_applied, report.lock, report.committed.clone(), host)
+    };
+    sent.is_none_or(|sent| ends(now) != ends(sent))
+}
+
+fn only_progress_differs(a: &Report, b: &Report) -> bool {
+    let stage = |r: &Report| r.progress.as_ref().map(|p| p.stage.clone());
     let (mut a2, mut b2) = (a.clone(), b.clone());
     (a2.progress, b2.progress) = (None, None);
     for report in [&mut a2, &mut b2] {

@@ -192,8 +192,10 @@ impl Status {
                 line("", &format!("slot {name}{version:<18} {state}{runs}"));
             }
         }
-        if let Some(Budget { max_bytes_month, used, sheds }) = &self.budget {
+        if let Some(Budget { max_bytes_month, used, sheds, no_channel }) = &self.budget {
             let left_out = match sheds {
+                _ if *no_channel => "; too small for a channel: it asks every few hours".to_owned(),
+                Sheds::Polls => "; no channel for now: it asks every few hours".to_owned(),
                 Sheds::Nothing => String::new(),
                 sheds => format!("; left out: {}", sheds.as_str()),
             };

@@ -14,7 +14,7 @@ pub struct Nudges {
     pub hinted_root: Option<u64>,
     /// Rises when a poll is asked for at once.
     pub asked: u64,
-    /// The budget of bytes is used: what is not asked for is polled seldom.
+    /// The budget of bytes has no room for a channel: what is not asked for is polled seldom.
     pub seldom: bool,
     /// A person paused updates: nothing new is installed.
     pub paused: bool,

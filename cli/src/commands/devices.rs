@@ -190,8 +190,17 @@ fn state_word(device: &Value) -> String {
     format!("{}{clone}", text(device, "state"))
 }
 
+/// When it was heard; one that spares its bytes says when it is heard again.
+fn seen_word(device: &Value, now: u64) -> String {
+    match device["next_poll_by"].as_u64() {
+        _ if device["online"] == true => "online".to_owned(),
+        Some(_) => format!("metered, {}", ago(&device["last_seen"], now)),
+        None => ago(&device["last_seen"], now),
+    }
+}
+
 pub(super) fn row(device: &Value, now: u64) -> Vec<String> {
-    let seen = if device["online"] == true { "online".to_owned() } else { ago(&device["last_seen"], now) };
+    let seen = seen_word(device, now);
     let state = state_word(device);
     vec![
         text(device, "name"),
@@ -214,7 +223,8 @@ fn human(device: &Value, now: u64) -> String {
         ("id", text(device, "device_id")),
         ("fleet", text(device, "fleet")),
         ("state", state_word(device)),
-        ("seen", if device["online"] == true { "online".to_owned() } else { ago(&device["last_seen"], now) }),
+        ("seen", seen_word(device, now)),
+        ("next poll by", when(&device["next_poll_by"])),
         ("channel", channel_word(device)),
         ("type", format!("{}, {}", text(device, "device_type"), text(device, "arch"))),
         ("agent", text(device, "agent_version")),

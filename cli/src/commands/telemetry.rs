@@ -164,9 +164,14 @@ pub(super) fn facts(device: &Value, now: u64) -> String {
     let budget = &facts["budget"];
     let budget = match (budget["used"].as_u64(), budget["max_bytes_month"].as_u64()) {
         (Some(used), Some(max)) => {
-            let left_out = text(budget, "sheds");
-            let left_out =
-                if left_out == "nothing" { String::new() } else { format!("; left out: {left_out}") };
+            let left_out = match text(budget, "sheds").as_str() {
+                _ if budget["no_channel"] == true => {
+                    "; too small for a channel: it asks every few hours".to_owned()
+                }
+                "polls" => "; no channel for now: it asks every few hours".to_owned(),
+                "nothing" => String::new(),
+                other => format!("; left out: {other}"),
+            };
             format!("{} of {} a month{left_out}", bytes(used), bytes(max))
         }
         _ => String::new(),

@@ -39,6 +39,9 @@ pub struct Device {
     pub online: bool,
     /// What its channel goes by: `socket`, or `exchange` (long polling: no logs, terminals or live metrics); absent without one.
     pub channel: Option<&'static str>,
+    /// By when it is heard again, by its own word, Unix seconds: it has no connection because it spares its bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_poll_by: Option<u64>,
     /// Unix seconds of the last contact.
     pub last_seen: Option<u64>,
     /// OCI architecture.
@@ -280,6 +283,7 @@ impl<'a> Viewer<'a> {
             clone_suspected: row.clone_suspected,
             last_seen: self.last_seen(row)?,
             online: self.online(row)?,
+            sparing: self.next_poll_by(row)?.is_some(),
             assigned: match (row.assign_epoch, row.seq) {
                 (Some(epoch), Some(seq)) => Some(Assigned {
                     release: row.assigned_release.as_deref(),
@@ -317,6 +321,11 @@ impl<'a> Viewer<'a> {
         Ok(self.app.devices.get(row.id()?).is_some_and(|entry| entry.is_online(self.now)))
     }
 
+    /// Until when a device that spares its bytes is heard again.
+    pub(crate) fn next_poll_by(&self, row: &DeviceRow) -> Result<Option<u64>> {
+        Ok(self.app.devices.get(row.id()?).and_then(|entry| entry.expected(self.now)))
+    }
+
     /// When it looks.
     pub(crate) const fn now(&self) -> u64 {
         self.now
@@ -332,6 +341,7 @@ impl<'a> Viewer<'a> {
     pub(crate) async fn view(&mut self, row: DeviceRow, tags: BTreeMap<String, String>) -> Result<Device> {
         let standing = self.standing(&row)?;
         let (online, last_seen, fleet) = (self.online(&row)?, self.last_seen(&row)?, self.fleet);
+        let next_poll_by = self.next_poll_by(&row)?;
         let release = match &row.assigned_release {
             Some(id) => self.release(id).await?,
             None => None,
@@ -350,6 +360,7 @@ impl<'a> Viewer<'a> {
             agent,
             online,
             channel,
+            next_poll_by,
             last_seen,
             device_id: row.device_id,
             fleet: fleet.slug.clone(),

@@ -61,7 +61,8 @@ pub(super) async fn exchange(
         .retry_after(5));
     }
     let mut out = Vec::new();
-    let mut turn = app.channels.turn(entry.device_id);
+    let mut turn = app.channels.latest(entry.device_id);
+    let mut leaves = None;
     for frame in said {
         match frame {
             DeviceFrame::Hello(hello) => {
@@ -69,6 +70,7 @@ pub(super) async fn exchange(
                 out.push(frames::welcome(&app, &entry, &opened, &hello).await?);
                 turn = Some(opened);
             }
+            DeviceFrame::Leave { back_within_s, .. } => leaves = Some(back_within_s),
             frame => out.extend(frames::take(&app, &entry, frame).await?),
         }
     }
@@ -83,7 +85,13 @@ pub(super) async fn exchange(
     let call = turn.calls.fetch_add(1, Relaxed) + 1;
     // An older request of the device that is still held has no reader any more.
     entry.changed.notify_waiters();
-    hold(&app, &entry, &turn, Held { cuts, call, wait: Duration::from_secs(wait) }, out).await
+    let Some(within_s) = leaves else {
+        return hold(&app, &entry, &turn, Held { cuts, call, wait: Duration::from_secs(wait) }, out).await;
+    };
+    // What waits for it goes along; what comes after that waits until it is there again.
+    let answer = hold(&app, &entry, &turn, Held { cuts, call, wait: Duration::ZERO }, out).await;
+    app.channels.leaves(&entry, &turn, within_s);
+    answer
 }
 
 struct Held {

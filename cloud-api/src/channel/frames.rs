@@ -82,7 +82,7 @@ pub(super) async fn next(app: &App, entry: &Entry, turn: &Turn) -> Result<Option
     Ok(None)
 }
 
-/// Takes a frame; what to say to it. A hello is its caller's.
+/// Takes a frame; what to say to it. A hello and a goodbye are its caller's.
 pub(super) async fn take(app: &App, entry: &Entry, frame: DeviceFrame) -> Result<Option<CloudFrame>> {
     match frame {
         DeviceFrame::Ack(ack) => commands::answer(app, entry, &ack).await?,
@@ -100,6 +100,7 @@ pub(super) async fn take(app: &App, entry: &Entry, frame: DeviceFrame) -> Result
         }
         // Of streams a WebSocket takes what is said itself, and there are none elsewhere.
         DeviceFrame::Hello(_)
+        | DeviceFrame::Leave { .. }
         | DeviceFrame::Opened { .. }
         | DeviceFrame::Closed(_)
         | DeviceFrame::Credit(_) => {}

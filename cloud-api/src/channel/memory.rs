@@ -28,6 +28,8 @@ const GREETINGS: usize = 1_000;
 const GREETINGS_EACH: u32 = 2;
 /// Devices that can come back in a second: a handshake and a login cost about 2 ms of one core, and polls go on meanwhile.
 const RETURNS_PER_S: usize = 100;
+/// A device that goes is waited for as long as it says, but no longer than this, seconds.
+const AWAY_MOST_S: u32 = 2 * 86_400;
 /// How long channels may take to say goodbye when the cloud stops.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -36,8 +38,10 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub(super) struct Timing {
     /// Until the first frame.
     pub(super) hello: Duration,
-    /// Between pings, at most. Three minutes cost a device about 85 KB a day.
+    /// Between pings, at most: a device goes up to that as far as its network lets it. Six minutes cost it about 52 KB a day.
     pub(super) ping: Duration,
+    /// What a device is taken to ping at until it says; all begin with no more.
+    pub(super) first: Duration,
     /// Until a message is taken by the device's side of the line.
     pub(super) write: Duration,
     /// The same of the last one; a revoked device is out within 5 s.
@@ -49,15 +53,22 @@ pub(super) struct Timing {
 impl Timing {
     const STANDARD: Self = Self {
         hello: Duration::from_secs(10),
-        ping: Duration::from_secs(180),
+        ping: Duration::from_secs(crate::config::PING_MAX_S),
+        first: Duration::from_secs(180),
         write: Duration::from_secs(20),
         bye: Duration::from_secs(2),
         probe: Duration::from_secs(7),
     };
 
-    /// How long a device counts as connected after it was heard.
+    /// How long a device counts as connected after it was heard, before it said how often it pings.
     pub(super) fn lease(&self) -> Duration {
-        self.ping * 5 / 2
+        self.first.min(self.ping) * 5 / 2
+    }
+
+    /// The same of one that pings every so many seconds, by its own word.
+    fn lease_of(&self, every_s: u32) -> Duration {
+        let every = Duration::from_secs(every_s.into()).min(self.ping);
+        (every * 5 / 2).max(Duration::from_secs(ONLINE_S))
     }
 }
 
@@ -102,6 +113,8 @@ pub(super) struct Turn {
     pub(super) dead: AtomicBool,
     /// Rises whenever the device is heard.
     sounds: AtomicU32,
+    /// Seconds between its pings, by its own word; 0 before it said so.
+    every_s: AtomicU32,
     /// What the device was last told.
     pub(super) told: Mutex<Told>,
     /// Of an exchange: until when it counts as open, Unix seconds.
@@ -124,6 +137,11 @@ pub(super) struct Told {
 }
 
 impl Turn {
+    /// How often it pings, by its own word.
+    pub(super) fn pings_every(&self, seconds: u32) {
+        self.every_s.store(seconds.max(1), Relaxed);
+    }
+
     pub(super) fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -168,6 +186,40 @@ impl Memory {
 
     pub(super) fn timing(&self) -> Timing {
         *self.timing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Devices are to ping every so many seconds at least.
+    pub fn ping_max(&self, seconds: u64) {
+        self.timing.lock().unwrap_or_else(PoisonError::into_inner).ping = Duration::from_secs(seconds);
+    }
+
+    /// How long a device counts as connected after it was heard.
+    pub(super) fn lease(&self, turn: &Turn) -> Duration {
+        match (self.timing(), turn.every_s.load(Relaxed)) {
+            (timing, 0) => timing.lease(),
+            (timing, every_s) => timing.lease_of(every_s),
+        }
+    }
+
+    /// A device goes by itself, and comes again within so many seconds.
+    pub(super) fn leaves(&self, entry: &Entry, turn: &Turn, within_s: u32) {
+        if turn.is_replaced() {
+            return;
+        }
+        entry.set_expected(app::now() + u64::from(within_s.min(AWAY_MOST_S)));
+        match turn.kind {
+            Kind::Socket => self.end(entry, turn),
+            // Closed to everybody but the device, which may have more to say at once: what it was told, it was.
+            Kind::Exchange => {
+                turn.until.store(0, Relaxed);
+                entry.set_lease(0);
+            }
+        }
+    }
+
+    /// The last channel a device had, open or not.
+    pub(super) fn latest(&self, device: DeviceId) -> Option<Arc<Turn>> {
+        self.turns().get(&device).cloned()
     }
 
     #[cfg(test)]
@@ -239,12 +291,14 @@ impl Memory {
             ping: AtomicBool::new(false),
             dead: AtomicBool::new(false),
             sounds: AtomicU32::new(0),
+            every_s: AtomicU32::new(0),
             told: Mutex::default(),
             until: AtomicU64::new(0),
             calls: AtomicU32::new(0),
             features,
             streams: Streams::default(),
         });
+        entry.set_expected(0);
         let older = self.turns().insert(entry.device_id, Arc::clone(&turn));
         self.heard(entry, &turn);
         if let Some(older) = older {
@@ -265,7 +319,7 @@ impl Memory {
         if turn.is_replaced() {
             return;
         }
-        let lease = self.timing().lease().as_secs();
+        let lease = self.lease(turn).as_secs();
         // Exchanges follow each other at once, and none is held for longer than a minute.
         let lease = if turn.kind == Kind::Exchange { lease.min(ONLINE_S) } else { lease };
         let until = app::now() + lease;

@@ -111,6 +111,8 @@ enum Came {
     Data(Bytes),
     /// A sign of life, or what this version leaves aside.
     Life,
+    /// A ping, and within how many seconds the next one comes.
+    Ping(u32),
     End(End),
 }
 
@@ -143,7 +145,7 @@ impl Channel {
                 Came::Frame(DeviceFrame::Hello(hello)) => return Ok((hello, greeting.over())),
                 Came::Frame(_) | Came::Data(_) => return Err(End::Bye("protocol")),
                 // Neither pings nor frames of a later version buy more time.
-                Came::Life => {}
+                Came::Life | Came::Ping(_) => {}
                 Came::End(end) => return Err(end),
             }
         }
@@ -170,8 +172,7 @@ impl Channel {
     }
 
     async fn talk(&mut self, turn: &Turn) -> Result<std::convert::Infallible, End> {
-        let lease = self.app.channels.timing().lease();
-        let mut silent = pin!(time::sleep(lease));
+        let mut silent = pin!(time::sleep(self.app.channels.lease(turn)));
         loop {
             let entry = Arc::clone(&self.entry);
             // Registered before looking, so that a change in between is not missed.
@@ -211,7 +212,10 @@ impl Channel {
             if let Came::End(end) = came {
                 return Err(end);
             }
-            silent.as_mut().reset(time::Instant::now() + lease);
+            if let Came::Ping(every_s) = came {
+                turn.pings_every(every_s);
+            }
+            silent.as_mut().reset(time::Instant::now() + self.app.channels.lease(turn));
             self.app.channels.heard(&self.entry, turn);
             devices::heard(&self.app, &self.entry);
             while !match came {
@@ -222,6 +226,11 @@ impl Channel {
             }
             match came {
                 Came::Frame(DeviceFrame::Hello(_)) => return Err(End::Bye("protocol")),
+                Came::Frame(DeviceFrame::Leave { code, back_within_s }) => {
+                    tracing::debug!(device = %self.entry.device_id, code = %code.escape_debug(), back_within_s, "leaves");
+                    self.app.channels.leaves(&self.entry, turn, back_within_s);
+                    return Err(End::Gone);
+                }
                 Came::Data(message) => {
                     turn.streams.data(&message).map_err(|_| End::Bye("protocol"))?;
                 }
@@ -234,7 +243,7 @@ impl Channel {
                         Err(_) => return Err(End::Bye("restarting")),
                     }
                 }
-                Came::Life | Came::End(_) => {}
+                Came::Life | Came::Ping(_) | Came::End(_) => {}
             }
         }
     }
@@ -294,7 +303,10 @@ fn text(frame: &CloudFrame) -> Result<Message, End> {
 fn came(message: Option<Result<Message, axum::Error>>) -> Came {
     let text = match message {
         Some(Ok(Message::Text(text))) => Bytes::from(text),
-        Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Came::Life,
+        Some(Ok(Message::Ping(payload))) => {
+            return channel::parse_ping(&payload).map_or(Came::Life, |(_, every_s)| Came::Ping(every_s));
+        }
+        Some(Ok(Message::Pong(_))) => return Came::Life,
         Some(Ok(Message::Binary(message))) => return Came::Data(message),
         Some(Ok(Message::Close(_))) | None => return Came::End(End::Gone),
         Some(Err(error)) => {

@@ -186,6 +186,7 @@ fn status(device: &device_views::Device) -> Status {
         return status("failed", "bad");
     }
     match code {
+        _ if device.next_poll_by.is_some() => status("metered", ""),
         _ if !device.online => status(if device.last_seen.is_some() { "offline" } else { "never seen" }, ""),
         _ if device.on_target => status("on target", "good"),
         "trial" | "os_trial" | "agent_trial" => status("on trial", "busy"),

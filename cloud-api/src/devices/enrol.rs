@@ -128,6 +128,7 @@ async fn admit(app: &App, request: EnrolRequest) -> Result<(DeviceId, DeviceStat
         fleet_id: fleet,
         state: DeviceState::Accepted,
         last_seen: None,
+        expected: None,
         mark: None,
     });
     assignments::refresh_device(app, device).await?;

@@ -71,6 +71,8 @@ pub(crate) struct Entry {
     last_seen: AtomicU64,
     /// Unix seconds until which its channel counts as open; 0 where there is none.
     lease: AtomicU64,
+    /// Until when it is away by its own word, sparing its bytes, Unix seconds; 0 where it is not.
+    expected: AtomicU64,
     /// When its line was last found dead, Unix seconds: that it was heard before says nothing any more.
     gone: AtomicU64,
     /// How often all of its sessions were ended: what began under one of them ends, too.
@@ -110,6 +112,7 @@ impl Entry {
             changed: Notify::new(),
             last_seen: AtomicU64::new(seen),
             lease: AtomicU64::new(0),
+            expected: AtomicU64::new(row.expected.unwrap_or(0)),
             gone: AtomicU64::new(0),
             cuts: AtomicU32::new(0),
             flushed: AtomicU64::new(seen),
@@ -161,6 +164,24 @@ impl Entry {
     /// Until when its channel counts as open, Unix seconds; 0: it is closed.
     pub(crate) fn set_lease(&self, until: u64) {
         self.lease.store(until, Relaxed);
+    }
+
+    /// It goes, and is heard again until then, Unix seconds; 0: it is back.
+    pub(crate) fn set_expected(&self, until: u64) {
+        if self.expected.swap(until, Relaxed) != until {
+            // So that the next sweep writes it down.
+            self.flushed.store(0, Relaxed);
+        }
+    }
+
+    /// What it said of that, as it is written down.
+    pub(super) fn away_until(&self) -> Option<u64> {
+        Some(self.expected.load(Relaxed)).filter(|until| *until > 0)
+    }
+
+    /// Until when it is away by its own word, where it is.
+    pub(crate) fn expected(&self, now: u64) -> Option<u64> {
+        Some(self.expected.load(Relaxed)).filter(|until| now < *until && !self.is_online(now))
     }
 
     /// Its line is dead: it is away until it is heard again.
@@ -374,7 +395,8 @@ impl Memory {
             if entry.held.load(Relaxed) > 0 {
                 entry.last_seen.store(now, Relaxed);
             }
-            let gone = entry.online.load(Relaxed) && !entry.is_online(now);
+            // One that said so is not missed before its time.
+            let gone = entry.online.load(Relaxed) && !entry.is_online(now) && entry.expected(now).is_none();
             if gone {
                 swept.offline.push(Arc::clone(entry));
             }

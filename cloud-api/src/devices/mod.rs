@@ -23,7 +23,7 @@ mod enrol;
 pub(crate) mod limit;
 mod login;
 pub mod memory;
-mod presence;
+pub(crate) mod presence;
 pub(crate) mod report;
 pub(crate) mod rows;
 pub(crate) mod select;

@@ -49,9 +49,10 @@ pub(crate) async fn sweep(app: &App, all: bool) -> Result<()> {
     for chunk in swept.seen.chunks(BATCH) {
         let mut tx = app.db.write().await?;
         for (entry, seen) in chunk {
-            sqlx::query("UPDATE devices SET last_seen = $2 WHERE device_id = $1")
+            sqlx::query("UPDATE devices SET last_seen = $2, expected = $3 WHERE device_id = $1")
                 .bind(entry.device_id.to_string())
                 .bind(seen.cast_signed())
+                .bind(entry.away_until().map(u64::cast_signed))
                 .execute(&mut *tx)
                 .await?;
         }

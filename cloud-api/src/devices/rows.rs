@@ -27,6 +27,8 @@ pub(crate) struct Known {
     pub(crate) fleet_id: FleetId,
     pub(crate) state: DeviceState,
     pub(crate) last_seen: Option<u64>,
+    /// Until when it is away by its own word, Unix seconds.
+    pub(crate) expected: Option<u64>,
     pub(crate) mark: Option<Mark>,
 }
 
@@ -36,6 +38,7 @@ struct RawKnown {
     fleet_id: String,
     state: String,
     last_seen: Option<i64>,
+    expected: Option<i64>,
     sha256: Option<String>,
     assign_epoch: Option<i64>,
     seq: Option<i64>,
@@ -44,7 +47,7 @@ struct RawKnown {
 /// Every device, as memory keeps it.
 pub(super) async fn known(db: &Db) -> anyhow::Result<Vec<Known>> {
     let rows: Vec<RawKnown> = sqlx::query_as(
-        "SELECT d.device_id, d.fleet_id, d.state, d.last_seen, a.sha256, a.assign_epoch, a.seq
+        "SELECT d.device_id, d.fleet_id, d.state, d.last_seen, d.expected, a.sha256, a.assign_epoch, a.seq
          FROM devices d LEFT JOIN assignments a ON a.device_id = d.device_id",
     )
     .fetch_all(db.read())
@@ -64,6 +67,7 @@ pub(super) async fn known(db: &Db) -> anyhow::Result<Vec<Known>> {
                 fleet_id: row.fleet_id.parse()?,
                 state: state_from(&row.state)?,
                 last_seen: row.last_seen.map(i64::unsigned_abs),
+                expected: row.expected.map(i64::unsigned_abs),
                 mark,
             })
         })

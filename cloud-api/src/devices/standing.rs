@@ -35,6 +35,7 @@ const CLOUD: &[&str] = &[
     "clone_suspected",
     "never_seen",
     "offline",
+    "metered",
     "awaiting_signature",
     "no_release",
     "updating",
@@ -48,6 +49,8 @@ pub(crate) struct Facts<'a> {
     /// Unix seconds.
     pub(crate) last_seen: Option<u64>,
     pub(crate) online: bool,
+    /// It is away by its own word, sparing its bytes.
+    pub(crate) sparing: bool,
     /// What it was given.
     pub(crate) assigned: Option<Assigned<'a>>,
     /// Epoch and applied seq of its newest report.
@@ -172,6 +175,12 @@ pub(crate) fn standing(facts: &Facts<'_>) -> Standing {
     if let Some(said) = failed.or_else(|| said.first().filter(|_| facts.online)) {
         return off((*said).clone());
     }
+    if !facts.online && facts.sparing {
+        return off(reason(
+            "metered",
+            "The device spares its budget of bytes and has no channel now; it updates when it asks again.",
+        ));
+    }
     if !facts.online {
         return off(reason("offline", "The device is offline; it updates when it is back."));
     }
@@ -197,6 +206,7 @@ mod tests {
             clone_suspected: false,
             last_seen: Some(1),
             online: true,
+            sparing: false,
             assigned: Some(Assigned { release: Some("r1"), epoch: 1, seq: 7 }),
             reported: (1, 7),
             committed: Some("r1"),
@@ -222,7 +232,9 @@ mod tests {
         assert_eq!(code(&Facts { reported: (1, 6), ..facts() }), "updating");
         assert_eq!(code(&Facts { reported: (2, 7), ..facts() }), "updating", "another epoch");
         assert_eq!(code(&Facts { committed: Some("r0"), ..facts() }), "updating");
-        assert_eq!(code(&Facts { committed: None, online: false, ..facts() }), "offline");
+        let away = Facts { committed: None, online: false, ..facts() };
+        assert_eq!(code(&away), "offline");
+        assert_eq!(code(&Facts { sparing: true, ..away }), "metered");
     }
 
     #[test]

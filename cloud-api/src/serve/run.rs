@@ -73,6 +73,7 @@ pub async fn run(checked: Checked) -> anyhow::Result<()> {
     // A quarter stays for polls, people and pushes, however many devices there are; half of that for polls that are held, since
     // those of devices that find no channel would fill it.
     app.channels.allow(capacity / 4 * 3, capacity / 8);
+    app.channels.ping_max(app.config.ping_max_s);
     let router = super::router(app.clone());
     let server =
         tokio::spawn(listener::run(listen, terminator.clone(), router, app.stopping.clone(), capacity));

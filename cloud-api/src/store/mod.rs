@@ -31,6 +31,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (12, "brakes", include_str!("../../migrations/0012_brakes.sql")),
     (13, "committed", include_str!("../../migrations/0013_committed.sql")),
     (14, "authors", include_str!("../../migrations/0014_authors.sql")),
+    (15, "expected", include_str!("../../migrations/0015_expected.sql")),
 ];
 
 /// The database.

@@ -58,6 +58,7 @@ pub(super) fn start(
         .with_no_client_auth()
         .with_cert_resolver(state.resolver());
     usual.alpn_protocols = vec![b"http/1.1".to_vec()];
+    super::terminator::resumable(&mut usual)?;
     tokio::spawn(async move {
         while let Some(event) = state.next().await {
             match event {

@@ -70,6 +70,7 @@ impl Terminator {
             .with_no_client_auth()
             .with_cert_resolver(files.clone());
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        resumable(&mut config)?;
         tokio::spawn(watch(Arc::downgrade(&files), private));
         Ok(Some(Self { kind: Kind::Files(Arc::new(config), files), pins }))
     }
@@ -102,6 +103,15 @@ impl Terminator {
             files.reload(true);
         }
     }
+}
+
+/// Lets devices go on with an earlier session, which saves them a certificate chain: by tickets, as many as there are devices, and
+/// not by a memory of the last 256. One a connection is enough.
+pub(super) fn resumable(config: &mut ServerConfig) -> anyhow::Result<()> {
+    config.ticketer =
+        rustls::crypto::ring::Ticketer::new().context("making a key for TLS session tickets")?;
+    config.send_tls13_tickets = 1;
+    Ok(())
 }
 
 /// Looks at the files until nobody serves them any more, and renews the private CA's leaf in time.

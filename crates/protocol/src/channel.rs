@@ -56,6 +56,13 @@ pub enum DeviceFrame {
     Closed(Closed),
     /// More bytes of a stream may be sent.
     Credit(Credit),
+    /// The device goes by itself, and says when it is heard again. With a WebSocket the last frame of it.
+    Leave {
+        /// Why: `budget`.
+        code: String,
+        /// It is heard again within so many seconds, if all is well.
+        back_within_s: u32,
+    },
 }
 
 /// What the cloud says.
@@ -125,9 +132,10 @@ pub struct Hello {
 pub struct Welcome {
     /// Numbers the device's channels: what an older one says of itself no longer counts.
     pub epoch: u64,
-    /// Seconds between pings the cloud asks for; a device may ping more often where its network needs it.
+    /// Seconds between pings, at most. A device goes up to that as far as its network keeps idle lines, and says in each ping how
+    /// long it is until the next ([`ping_payload`]).
     pub ping_s: u32,
-    /// The device counts as connected for so many seconds after it was heard.
+    /// The device counts as connected for so many seconds after it was heard, until a ping says how often it pings.
     pub lease_s: u32,
     /// When the channel breaks, come back at a random moment within so many seconds.
     pub reconnect_window_s: u32,
@@ -403,7 +411,8 @@ pub trait Frame: Serialize + serde::de::DeserializeOwned {
 }
 
 impl Frame for DeviceFrame {
-    const KNOWN: &'static [&'static str] = &["hello", "ack", "report", "batch", "opened", "closed", "credit"];
+    const KNOWN: &'static [&'static str] =
+        &["hello", "ack", "report", "batch", "opened", "closed", "credit", "leave"];
 }
 
 impl Frame for CloudFrame {
@@ -456,6 +465,24 @@ pub fn parse_data(message: &[u8]) -> Option<(u32, &[u8])> {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(n: &u64) -> bool {
     *n == 0
+}
+
+/// The payload of a device's ping: the number of the last ack before it, which the pong says was read, and the seconds in which
+/// the next ping comes at the latest.
+#[must_use]
+pub fn ping_payload(acks: u64, within_s: u32) -> [u8; 12] {
+    let mut payload = [0; 12];
+    payload[..8].copy_from_slice(&acks.to_be_bytes());
+    payload[8..].copy_from_slice(&within_s.to_be_bytes());
+    payload
+}
+
+/// Reads [`ping_payload`]; `None` where it is of another shape.
+#[must_use]
+pub fn parse_ping(payload: &[u8]) -> Option<(u64, u32)> {
+    let payload: [u8; 12] = payload.try_into().ok()?;
+    let (acks, within_s) = payload.split_at(8);
+    Some((u64::from_be_bytes(acks.try_into().ok()?), u32::from_be_bytes(within_s.try_into().ok()?)))
 }
 
 #[cfg(test)]
@@ -584,6 +611,15 @@ mod tests {
         ] {
             assert!(read::<CloudFrame>(bad).is_err(), "{}", String::from_utf8_lossy(bad));
         }
+    }
+
+    #[test]
+    fn a_ping_names_the_last_ack_and_says_when_the_next_one_comes() {
+        assert_eq!(parse_ping(&ping_payload(7, 360)), Some((7, 360)));
+        assert_eq!(parse_ping(&[0; 8]), None, "another shape is a ping and nothing else");
+        let leave = br#"{"t":"leave","code":"budget","back_within_s":900}"#;
+        let left = DeviceFrame::Leave { code: "budget".to_owned(), back_within_s: 900 };
+        assert_eq!(read::<DeviceFrame>(leave).unwrap(), Some(left));
     }
 
     #[test]

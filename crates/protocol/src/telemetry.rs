@@ -241,9 +241,12 @@ pub struct Budget {
     pub used: u64,
     /// What is left out.
     pub sheds: Sheds,
+    /// It is too small for a channel: the device only polls, whatever was used.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_channel: bool,
 }
 
-/// What is left out of a channel whose budget is nearly used up. Events, commands and updates never are.
+/// What is left out while a device used what it may use of its budget by now. Events and updates never are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sheds {
@@ -254,7 +257,7 @@ pub enum Sheds {
     Logs,
     /// Telemetry, too.
     Telemetry,
-    /// And polls and pings are as seldom as the cloud suffers.
+    /// And there is no channel: the device only polls, and seldom.
     Polls,
 }
 

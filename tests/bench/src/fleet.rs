@@ -26,8 +26,8 @@ use crate::{Row, cpu_seconds, missing, row, status_kib};
 
 /// How long all may take to come, or to be told.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// A quiet time in which each device pings exactly once: the cloud asks for a ping every 180 s.
-const QUIET: Duration = Duration::from_secs(180);
+/// A quiet time in which each device pings exactly once: the cloud asks for a ping every 360 s.
+const QUIET: Duration = Duration::from_secs(360);
 /// Until connections that idle are let go of: the cloud keeps its end for 30 s.
 const SETTLE: Duration = Duration::from_secs(40);
 /// How long an agent keeps a connection it does not need.

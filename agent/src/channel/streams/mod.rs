@@ -153,6 +153,8 @@ fn goes_first(of: &StreamOf) -> bool {
 pub(super) struct Streams {
     kinds: Kinds,
     open: HashMap<u32, Arc<Shared>>,
+    /// Those that somebody asked for once and waits for, some of them no more.
+    awaited: Vec<u32>,
     /// Sources that have not ended, those of streams that are no more among them.
     sources: Arc<AtomicUsize>,
     first: Lane,
@@ -166,6 +168,7 @@ impl Streams {
         Self {
             kinds,
             open: HashMap::new(),
+            awaited: Vec::new(),
             sources: Arc::default(),
             first: Lane::default(),
             then: Lane::default(),
@@ -185,6 +188,10 @@ impl Streams {
             return Some(closed(stream, End::because("too_many_streams", message)));
         }
         let shared = Arc::new(Shared::default());
+        self.awaited.retain(|stream| self.open.contains_key(stream));
+        if matches!(of, StreamOf::Terminal(_) | StreamOf::Bundle {}) {
+            self.awaited.push(stream);
+        }
         self.open.insert(stream, shared.clone());
         let lane = if goes_first(&of) { &self.first } else { &self.then };
         let io = StreamIo::new(stream, shared.clone(), lane.out.0.clone(), lane.room.clone());
@@ -201,6 +208,11 @@ impl Streams {
             }
         });
         None
+    }
+
+    /// Whether somebody has a terminal, or fetches a bundle.
+    pub(super) fn are_awaited(&self) -> bool {
+        self.awaited.iter().any(|stream| self.open.contains_key(stream))
     }
 
     /// Bytes from the cloud; what to say to them, if anything.

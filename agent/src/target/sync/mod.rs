@@ -38,6 +38,8 @@ const SHORTLY: Duration = Duration::from_secs(2);
 /// Between two polls, however often somebody nudges.
 const APART: Duration = Duration::from_millis(50);
 const DAY: Duration = Duration::from_secs(86_400);
+/// Where bytes are spared, tries follow each other until the wait between them is as long as this.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How often what is asked. The defaults are for the field; tests hurry.
 #[derive(Debug, Clone)]
@@ -52,7 +54,8 @@ pub struct Pace {
     pub roots: Duration,
     /// Between polls of what is settled while a channel is up.
     pub rest: Duration,
-    /// Between polls while there is none and the budget of bytes is used.
+    /// Between polls while the budget of bytes has no room for a channel: visits ask for those that are due. The cloud's word that
+    /// what is there is the newest is asked for as often.
     pub seldom: Duration,
 }
 
@@ -64,8 +67,16 @@ impl Default for Pace {
             slow: Duration::from_secs(30),
             roots: Duration::from_secs(3600),
             rest: Duration::from_secs(6 * 3600),
-            seldom: Duration::from_secs(3600),
+            seldom: DAY,
         }
+    }
+}
+
+impl Pace {
+    /// What takes hours is done so many times as often.
+    #[must_use]
+    pub fn hurried(self, times: u32) -> Self {
+        Self { roots: self.roots / times, rest: self.rest / times, seldom: self.seldom / times, ..self }
     }
 }
 
@@ -247,6 +258,12 @@ impl Sync {
                     if matches!(&stop, Stop::Session(e) if e.needs_a_person()) {
                         wait = wait.max(jittered(self.pace.slow));
                     }
+                    let seldom = self.nudges.borrow().seldom;
+                    let seldom = seldom && wait >= PATIENCE;
+                    if seldom {
+                        // A visit to the cloud ends the wait.
+                        wait = wait.max(jittered(self.pace.seldom));
+                    }
                     let why = self.stopped(&stop, wait);
                     // A line that broke since the last poll is found out by this one, and the next may do.
                     let on_the_way =
@@ -254,7 +271,7 @@ impl Sync {
                     if !on_the_way || self.lost.replace(wish) == Some(wish) {
                         self.answer(wish, || Err(why));
                     }
-                    if !matches!(stop, Stop::Refused(_)) {
+                    if seldom || !matches!(stop, Stop::Refused(_)) {
                         self.sleep(wait).await;
                         continue;
                     }
@@ -387,7 +404,9 @@ impl Sync {
         let cycle = Instant::now();
         let said = self.nudges.borrow().hinted_root;
         let newer = said != self.root_sought && said > Some(self.store.root().version);
-        if newer || self.roots_walked.is_none_or(|t| t.elapsed() >= self.pace.roots) {
+        let seldom = self.nudges.borrow().seldom;
+        let roots = if seldom { self.pace.seldom.max(self.pace.roots) } else { self.pace.roots };
+        if newer || self.roots_walked.is_none_or(|t| t.elapsed() >= roots) {
             self.walk_roots().await?;
             self.root_sought = said;
         }
@@ -440,7 +459,7 @@ impl Sync {
     fn wait_s(&self) -> u64 {
         let due = match (self.not_before, self.polled) {
             (_, false) => 0,
-            _ if self.checking || self.may_rest() => 0,
+            _ if self.checking || self.may_rest() || self.nudges.borrow().seldom => 0,
             (Some(time), _) => time.saturating_sub(self.clock.now()).max(1),
             _ => u64::MAX,
         };
@@ -458,7 +477,8 @@ impl Sync {
             }
         }
         let mark = self.store.mark();
-        let stale = self.fresh.is_none_or(|(hash, at)| Some(hash) != mark.sha256 || at.elapsed() >= DAY);
+        let old = self.pace.seldom;
+        let stale = self.fresh.is_none_or(|(hash, at)| Some(hash) != mark.sha256 || at.elapsed() >= old);
         if mark.sha256.is_some() && stale {
             self.ask_freshness().await?;
         }

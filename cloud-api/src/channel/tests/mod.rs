@@ -3,6 +3,7 @@
 mod commands;
 mod exchange;
 mod logs;
+mod presence;
 mod socket;
 mod streams;
 mod telemetry;

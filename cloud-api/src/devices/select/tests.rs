@@ -183,6 +183,7 @@ impl Spec {
             fleet_id: fleet.fleet_id,
             state: state_from(self.state).unwrap(),
             last_seen: self.seen.map(|ago| (now - ago).unsigned_abs()),
+            expected: None,
             mark: None,
         });
     }
