@@ -146,10 +146,13 @@ async fn speak(line: &mut Line) -> Result<Option<Welcome>, Over> {
     }
     // What was asked for is told of while it goes on; what takes longer, at the next visit.
     let until = Instant::now() + line.pace.stay;
-    while commands {
+    if !commands {
+        return Ok(welcome);
+    }
+    loop {
         let acks = line.talk.acks.clone();
         if tokio::time::timeout_at(until, acks.news()).await.is_err() {
-            break;
+            return Ok(welcome);
         }
         let (acks, last) = acks.take(ACKS);
         if last.is_none() {
@@ -158,5 +161,4 @@ async fn speak(line: &mut Line) -> Result<Option<Welcome>, Over> {
         let frames = acks.into_iter().map(DeviceFrame::Ack).chain([line.leave()]).collect();
         exchange::say(line, &session, frames, last).await?;
     }
-    Ok(welcome)
 }

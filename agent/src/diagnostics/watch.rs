@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn what_costs_bytes_is_looked_at_once_a_day_and_not_where_they_are_scarce() {
         let hours = |h: u64| Some(Duration::from_secs(h * 3600));
-        let budget = |sheds| Some(Budget { max_bytes_month: 10, used: 9, sheds });
+        let budget = |sheds| Some(Budget { max_bytes_month: 10, used: 9, sheds, no_channel: false });
         for (budget, since, may) in [
             (None, None, true),
             (None, hours(6), false),
@@ -275,7 +275,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn rounds_follow_the_fleets_word_from_the_next_one_on() {
         let dir = tempfile::tempdir().unwrap();
-        let state = Arc::new(StateDir::open(&dir.path().join("state"), Arc::new(RealFs)).unwrap());
+        let state = Arc::new(StateDir::open(dir.path().join("state"), Arc::new(RealFs)).unwrap());
         let health = Arc::new(Health::open(state));
         let checks = Arc::new(crate::diagnostics::whole_tests::bare(dir.path()));
         let (target, targets) = watch::channel(None);

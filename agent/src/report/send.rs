@@ -254,7 +254,7 @@ fn uncounted(heard: &Heard) -> Heard {
 /// Whether a report does not wait while bytes are spared: how an update ended is waited for.
 fn presses(now: &Report, sent: Option<&Report>) -> bool {
     let ends = |report: &Report| {
-        let host = report.host.as_ref().map(|host| (host.release, host.failed.clone()));
+        let host = report.host.as_ref().map(|host| (host.release, host.failed));
         (report.seq_applied, report.lock, report.committed.clone(), host)
     };
     sent.is_none_or(|sent| ends(now) != ends(sent))

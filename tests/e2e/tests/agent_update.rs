@@ -1,6 +1,5 @@
 //! The agent's own update, by the owner's commands: bundled, signed with the host key, released, on trial on the device,
 //! committed or undone; containers are not touched.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,4 @@
 //! A fleet of another architecture than the cloud's.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{path::Path, process::Command};
 

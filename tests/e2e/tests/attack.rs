@@ -1,5 +1,4 @@
 //! What somebody tries who has a token of one fleet, or speaks git without git's manners.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::io::Write as _;
 

@@ -1,5 +1,4 @@
 //! Lines as devices have them: lossy, slow, dead without a word, behind boxes that forget, rewrite or show a page.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::time::Duration;
 

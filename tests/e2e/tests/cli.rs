@@ -1,6 +1,5 @@
 //! The command line as its users have it: the real `copal` against a running cloud and devices, in words, JSON and exit
 //! codes (docs/cli.md).
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{path::Path, time::Duration};
 

@@ -1,5 +1,4 @@
 //! What people tell one device to do: it is done once, told once, and by those alone who may.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::time::Duration;
 

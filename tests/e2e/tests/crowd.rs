@@ -1,5 +1,4 @@
 //! Many at once: a whole fleet that comes back, people who keep lines busy on purpose, a device that is shut out.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{
     sync::atomic::Ordering::Relaxed,

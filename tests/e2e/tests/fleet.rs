@@ -1,5 +1,4 @@
 //! Many devices at once, pretended but for their engine.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 

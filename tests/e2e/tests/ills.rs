@@ -3,7 +3,6 @@
 //! proxy went away, a data folder that is full and takes no writes, a clock that is behind what the owner signed. What no test can
 //! bring about without breaking the machine under it (heat, low voltage, wear, want of memory) is told by files of a kernel that are
 //! planted where the agent reads the kernel's.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{fs, net::Ipv4Addr, path::Path, process::Command};
 

@@ -1,5 +1,4 @@
 //! A locked fleet: proven by what devices sign, and from then on nothing new runs that the owner did not sign.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use copal_e2e::{
     eventually,

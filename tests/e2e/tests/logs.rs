@@ -1,5 +1,4 @@
 //! Logs of services: each line once, whatever restarts; what is too much is counted; what is secret stays on the device.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{path::Path, time::Duration};
 

@@ -1,6 +1,5 @@
 //! Commands between a cloud and a device that someone on the way can see, hold back, repeat and invent; and a device that dies in
 //! the middle of one.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{
     os::unix::fs::PermissionsExt as _,

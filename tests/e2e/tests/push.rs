@@ -1,5 +1,4 @@
 //! A push becomes running containers, or is refused with the reason.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use copal_e2e::{

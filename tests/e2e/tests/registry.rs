@@ -1,5 +1,4 @@
 //! The registry, by the clients people have.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{
     io::Write as _,

@@ -1,5 +1,4 @@
 //! A server lost and brought back from an older back-up, and what collecting garbage leaves alone.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::path::{Path, PathBuf};
 

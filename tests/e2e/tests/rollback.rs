@@ -1,5 +1,4 @@
 //! A release that does not work undoes itself, and says why.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use copal_e2e::{
     engine, eventually,

@@ -1,5 +1,4 @@
 //! Many devices asked at once, health that devices tell by themselves, bundles from afar, and a way to the cloud that undoes itself.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::io::Read as _;
 

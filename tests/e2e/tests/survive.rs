@@ -1,5 +1,4 @@
 //! Whatever is cut, killed or deleted: the old release or the new one runs, whole, and nobody else's things are touched.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -1,5 +1,4 @@
 //! What a device tells of itself: each event once, whoever dies meanwhile; how it fares, and more of it while somebody watches.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -1,5 +1,4 @@
 //! Terminals: a person's shell on a device, by those who may, for as long as they may, and seen by both sides.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::{collections::BTreeMap, fs, process::Command};
 

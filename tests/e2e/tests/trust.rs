@@ -1,5 +1,4 @@
 //! A device believes only what its owner's root lets it believe; whatever else it is served, what ran goes on.
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
 
 use std::sync::{Arc, Mutex};
 
