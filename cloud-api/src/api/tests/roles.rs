@@ -113,6 +113,7 @@ const TABLE: &[(Role, &str, &str, &str)] = &[
     (Role::Admin, "put", "/fleets/{slug}/members/eva@example.org", r#"{"role": "viewer"}"#),
     (Role::Admin, "delete", "/fleets/{slug}/members/eva@example.org", ""),
     (Role::Operator, "put", "/fleets/{slug}/reboot-window", r#"{"reboot_window": "01:00-02:00"}"#),
+    (Role::Operator, "put", "/fleets/{slug}/check-every", r#"{"check_every_s": 3600}"#),
     (Role::Viewer, "get", "/fleets/{slug}/releases", ""),
     (Role::Admin, "put", "/fleets/{slug}/root", "{}"),
     (Role::Viewer, "get", "/fleets/{slug}/roots/latest", ""),

@@ -66,7 +66,9 @@ async fn a_device_that_spares_its_bytes_is_not_offline_before_its_time() {
     assert_eq!(events, 0, "it is not missed");
     // A cloud that begins anew knows it, too.
     let known = crate::devices::memory::Memory::load(&world.fleet.cloud.app.db).await.unwrap();
-    assert_eq!(known.get(device.id).unwrap().expected(app::now()), Some(by));
+    let again = known.get(device.id).unwrap();
+    again.set_gone(app::now() + 1);
+    assert_eq!(again.expected(app::now()), Some(by));
     // Past that time it is gone like any other.
     swept.set_expected(app::now() - 1);
     let shown = world.later(&device).await;
