@@ -56,6 +56,8 @@ use crate::{
 const SILENT: u32 = 3;
 /// How long the first of those go on.
 const SOON: Duration = Duration::from_secs(60);
+/// Before a channel goes another way, what is to be said by it has this long.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// At least this long between tries where only a person can change something.
 const PERSON: Duration = Duration::from_secs(30);
 
@@ -97,6 +99,8 @@ enum End {
     Refused(SessionError),
     /// Nothing of this kind passes.
     NotTaken(String),
+    /// It was upgraded, and broke before the cloud's welcome: something on the way swallows what follows, or the cloud just stopped.
+    Unwelcome(String),
     /// It was up for so long, and broke.
     Broken(String, Duration),
     /// The cloud ended it, after it was up for so long.
@@ -239,9 +243,12 @@ pub async fn run(deps: Deps) {
     // Until when frames are exchanged by long poll.
     let mut by_exchange: Option<Instant> = None;
     let mut silent = 0_u32;
+    // Upgrades in a row after which no welcome came.
+    let mut unwelcome = 0_u32;
     // Exchanges went well until a WebSocket was to be tried again.
     let mut exchanges_pass = false;
     loop {
+        let acks = Arc::clone(&line.talk.acks);
         let talking = async {
             if line.tell_budget() == Sheds::Polls {
                 Box::pin(visits::run(&mut line)).await;
@@ -251,9 +258,15 @@ pub async fn run(deps: Deps) {
                 Some(until) => Box::pin(exchange::run(&mut line, until)).await,
             }
         };
+        let moves = async {
+            let changed = moved.changed().await;
+            // What it was told to do is answered on the line it came by, where that still takes anything: it may be long until the next.
+            let _ = tokio::time::timeout(LAST_WORDS, acks.all_sent()).await;
+            changed
+        };
         let end = tokio::select! {
             end = talking => end,
-            Ok(()) = moved.changed() => {
+            Ok(()) = moves => {
                 tracing::info!("the way to the cloud changed; the channel comes back by it");
                 line.talk.down();
                 line.keepalive.forget();
@@ -280,6 +293,13 @@ pub async fn run(deps: Deps) {
                 continue;
             }
             End::Budget => continue,
+            End::Unwelcome(why) => {
+                say("no_welcome", &why);
+                unwelcome += 1;
+                let until = if unwelcome < SILENT { again.min(SOON) } else { again };
+                by_exchange = Some(Instant::now() + until);
+                continue;
+            }
             End::NotTaken(why) if by_exchange.is_none() => {
                 say("no_websocket", &why);
                 by_exchange = Some(Instant::now() + again);
@@ -318,6 +338,9 @@ pub async fn run(deps: Deps) {
                 say("broken", &why);
                 line.reconnect.was_up(up);
                 silent = 0;
+                if by_exchange.is_none() {
+                    unwelcome = 0;
+                }
                 exchanges_pass &= by_exchange.is_some();
             }
             End::Bye(bye, up) => {
@@ -325,6 +348,7 @@ pub async fn run(deps: Deps) {
                 line.reconnect.was_up(up);
                 line.reconnect.set_window(bye.within);
                 silent = 0;
+                unwelcome = 0;
                 if bye.code == "device_revoked" {
                     least = Some(PERSON);
                 }

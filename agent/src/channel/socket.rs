@@ -85,7 +85,7 @@ pub(super) async fn run(line: &mut Line) -> End {
                 End::Broken(why, up)
             }
             // Something on the way may take the upgrade and swallow what follows.
-            None => End::NotTaken(why),
+            None => End::Unwelcome(why),
         },
     }
 }

@@ -5,6 +5,7 @@
 use std::{
     collections::VecDeque,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use copal_protocol::{channel::Ack, ids::CommandId};
@@ -75,6 +76,18 @@ impl Acks {
         })
     }
 
+    /// Waits until everything that is to be said was sent.
+    pub async fn all_sent(&self) {
+        // What is taken is written a moment later.
+        const MOMENT: Duration = Duration::from_millis(20);
+        loop {
+            tokio::time::sleep(MOMENT).await;
+            if self.with(|inner| inner.waiting.iter().all(|w| w.sent)) {
+                return;
+            }
+        }
+    }
+
     /// The cloud has everything that was sent up to this number.
     pub fn taken(&self, up_to: u64) {
         self.with(|inner| {
@@ -132,6 +145,17 @@ mod tests {
         assert!(acks.told().is_empty(), "another one's number");
         acks.taken(last.unwrap());
         assert_eq!(acks.told().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn last_words_are_waited_for() {
+        let acks = Acks::default();
+        acks.all_sent().await;
+        acks.push(ack(1, AckState::Running, 0));
+        let soon = Duration::from_secs(9);
+        assert!(tokio::time::timeout(soon, acks.all_sent()).await.is_err(), "nobody took it");
+        acks.take(64);
+        tokio::time::timeout(soon, acks.all_sent()).await.unwrap();
     }
 
     #[test]

@@ -75,7 +75,7 @@ async fn a_person_types_resizes_and_leaves_and_the_terminal_is_as_before() {
     assert_eq!(facts, [&json!("ended"), &json!("ended"), &json!(7), &json!("it looks odd")], "{session}");
     let left = processes(&world, "app").await;
     assert!(!left.contains("sleep 60"), "what it began in the background is gone, too: {left}");
-    assert!(fs::read_dir(world.devices[0].state_dir().join("terminals")).unwrap().next().is_none());
+    assert!(fs::read_dir(world.devices[0].run_dir().join("terminals")).unwrap().next().is_none());
     let audit = world.owner.ok(&["audit", "list", "--json"]).await;
     assert!(audit.contains("terminal.open") && audit.contains("terminal.end"), "{audit}");
     world.owner.ok(&["audit", "verify"]).await;
