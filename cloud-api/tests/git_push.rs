@@ -408,6 +408,26 @@ async fn a_build_outlives_its_pusher_and_the_same_push_joins_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_shut_out_during_a_build_releases_nothing() {
+    let cloud = Cloud::start("amd64").await;
+    let p = cloud.project("p", &[]);
+    busybox(&p);
+    let slow = "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sleep\", \"4\"]\n";
+    p.commit(&[("Dockerfile", slow)]);
+    let push = p.command(&["push", &p.url, "main"]).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("the build began", || cloud.builds().first().filter(|b| b["status"] == "running").cloned());
+    let file = cloud.dir.path().join("data/copal.db");
+    let mut db = sqlx::sqlite::SqliteConnectOptions::new().filename(file).connect().await.unwrap();
+    sqlx::query("UPDATE tokens SET revoked_at = 1 WHERE scope = 'push'").execute(&mut db).await.unwrap();
+    let ended = push.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(!ended.status.success() && said.contains("may not push to demo any more"), "{said}");
+    let q = Project { path: p.path.clone(), url: cloud.url(&cloud.reader) };
+    assert_eq!(q.remote("refs/heads/main"), "");
+    assert!(cloud.releases().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cloud_that_stops_during_a_build_says_so_and_leaves_ref_and_engine_clean() {
     let mut cloud = Cloud::start("amd64").await;
     let p = cloud.project("p", &[]);

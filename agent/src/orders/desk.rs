@@ -1,10 +1,10 @@
 //! Takes commands one by one, and sees to each until its end is told. Thin: [`journal`](super::journal) decides what becomes of
 //! a command, [`Hands`] do it.
 //!
-//! One task, up to [`MOST`] acts and [`READS`] questions under way. After a restart was begun no further command is taken: the
-//! next boot gets them anew from the cloud.
+//! One task, up to [`MOST`] acts and [`READS`] questions under way; the rest waits in turn, acts apart from questions. After a
+//! restart was begun no further act is taken: the next boot gets them anew from the cloud.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::VecDeque, path::PathBuf, sync::Arc, time::Duration};
 
 use copal_protocol::{
     channel::{Ack, AckState, MAX_MESSAGE, Order, Read},
@@ -28,10 +28,12 @@ use crate::{
 };
 
 const FILE: &str = "orders";
-/// Acts under way at once; more wait in the channel.
+/// Acts under way at once.
 const MOST: usize = 8;
 /// Questions under way at once.
 const READS: usize = 2;
+/// Commands that wait here at once, of all that a cloud has under way for a device; more wait in the channel.
+const WAITING: usize = 128;
 /// How often, and how long apart, an end is tried to be written down.
 const TRIES: u32 = 12;
 const AGAIN: Duration = Duration::from_secs(5);
@@ -84,6 +86,10 @@ struct Desk {
     journal: Journal,
     under_way: FuturesUnordered<BoxFuture<'static, Ended>>,
     reads: Vec<CommandId>,
+    /// Acts that wait for others to end.
+    acts_wait: VecDeque<Received>,
+    /// Questions that wait for others to be answered.
+    reads_wait: VecDeque<Received>,
     /// A restart of the device that is under way.
     rebooting: Option<CommandId>,
 }
@@ -101,15 +107,23 @@ pub async fn run(deps: Deps, mut commands: mpsc::Receiver<Received>) {
             return refuse_all(&deps.acks, commands, &error).await;
         }
     };
-    let mut desk =
-        Desk { deps, journal, under_way: FuturesUnordered::new(), reads: Vec::new(), rebooting: None };
+    let mut desk = Desk {
+        deps,
+        journal,
+        under_way: FuturesUnordered::new(),
+        reads: Vec::new(),
+        acts_wait: VecDeque::new(),
+        reads_wait: VecDeque::new(),
+        rebooting: None,
+    };
     desk.recover();
     loop {
-        let room = desk.rebooting.is_none() && desk.under_way.len() < MOST + READS;
+        desk.take_turns();
+        let room = desk.acts_wait.len() + desk.reads_wait.len() < WAITING;
         tokio::select! {
             Some(ended) = desk.under_way.next(), if !desk.under_way.is_empty() => desk.end(ended),
             received = commands.recv(), if room => match received {
-                Some(received) => desk.take(received),
+                Some(received) => desk.wait(received),
                 // Nobody can tell anything any more; what is under way goes on.
                 None if desk.under_way.is_empty() => return std::future::pending().await,
                 None => while let Some(ended) = desk.under_way.next().await {
@@ -155,6 +169,32 @@ impl Desk {
         for (id, act) in again {
             tracing::info!(%id, verb = act.verb(), "goes on with what a restart of the agent cut short");
             self.begin(id, act);
+        }
+    }
+
+    fn wait(&mut self, received: Received) {
+        let line = match &received.command.order {
+            Order::Action(_) => &mut self.acts_wait,
+            Order::Read(_) => &mut self.reads_wait,
+        };
+        // A channel that came back brings what was not answered yet again.
+        if line.iter().all(|before| before.command.id != received.command.id) {
+            line.push_back(received);
+        }
+    }
+
+    /// Takes what waited for as long as there is room.
+    fn take_turns(&mut self) {
+        while self.rebooting.is_none()
+            && self.under_way.len() - self.reads.len() < MOST
+            && let Some(received) = self.acts_wait.pop_front()
+        {
+            self.take(received);
+        }
+        while self.reads.len() < READS
+            && let Some(received) = self.reads_wait.pop_front()
+        {
+            self.take(received);
         }
     }
 
@@ -279,20 +319,9 @@ impl Desk {
         if self.reads.contains(&id) {
             return self.say(id, AckState::Running);
         }
-        let refused = if age > u64::from(read.ttl_s) {
-            Some(End::not(
-                AckState::Expired,
-                "expired",
-                format!("{age} s old, and good for {} s", read.ttl_s),
-            ))
-        } else if self.reads.len() >= READS {
-            let message = "other questions are being answered; ask again";
-            Some(End::not(AckState::Rejected, "busy", message))
-        } else {
-            None
-        };
-        if let Some(end) = refused {
-            return self.deps.acks.push(end.ack(id));
+        if age > u64::from(read.ttl_s) {
+            let message = format!("{age} s old, and good for {} s", read.ttl_s);
+            return self.deps.acks.push(End::not(AckState::Expired, "expired", message).ack(id));
         }
         self.say(id, AckState::Running);
         self.reads.push(id);

@@ -140,12 +140,14 @@ async fn reboot(command: Vec<String>) -> Result<String, Reason> {
     tokio::time::sleep(FAREWELL).await;
     tracing::warn!("the device restarts because a person asked");
     let (program, arguments) = (program.clone(), arguments.to_vec());
-    let ran = tokio::task::spawn_blocking(move || Command::new(program).args(arguments).status()).await;
-    match ran {
-        Err(e) => return Err(failed(e.to_string())),
+    let ran = tokio::task::spawn_blocking(move || Command::new(program).args(arguments).status());
+    // What waits for something that never comes is left to itself, and other commands are taken again.
+    match tokio::time::timeout(REBOOT, ran).await {
+        Err(_) => return Err(failed(format!("it did not end within {} s", REBOOT.as_secs()))),
         Ok(Err(e)) => return Err(failed(e.to_string())),
-        Ok(Ok(status)) if !status.success() => return Err(failed(status.to_string())),
-        Ok(Ok(_)) => {}
+        Ok(Ok(Err(e))) => return Err(failed(e.to_string())),
+        Ok(Ok(Ok(status))) if !status.success() => return Err(failed(status.to_string())),
+        Ok(Ok(Ok(_))) => {}
     }
     tokio::time::sleep(REBOOT).await;
     Err(reason("os_reboot", "the device was told to restart and did not: restart it by hand"))

@@ -460,9 +460,28 @@ async fn questions_are_answered_and_leave_nothing_behind() {
     device.hear().await;
     let end = |n: u8| device.heard[&CommandId::from_bytes([n; 16])].last().unwrap().clone();
     assert_eq!((end(1).state, end(1).result), (AckState::Done, Some(serde_json::json!({"probes": []}))));
-    assert_eq!(end(3).code.as_deref(), Some("busy"), "some at a time");
+    assert_eq!((end(3).state, end(4).state), (AckState::Done, AckState::Done), "in turn");
     assert_eq!(end(9).state, AckState::Expired);
     assert_eq!(device.disk.steps.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_that_waited_for_a_device_is_done_when_it_comes_in_one_burst() {
+    let mut device = Device::new();
+    let acts: Vec<Action> = (1..=60).map(|seq| action(seq, restart_web())).collect();
+    for (n, act) in acts.iter().enumerate() {
+        device.tell(act).await;
+        let order = Order::Read(Read {
+            what: Question::Probes { names: Vec::new() },
+            ttl_s: 3600,
+            delivery: Delivery::Store,
+        });
+        device.send(Command { id: CommandId::from_bytes([100 + n as u8; 16]), age_s: 0, order }).await;
+    }
+    device.hear().await;
+    let states: Vec<AckState> = device.heard.values().map(|acks| acks.last().unwrap().state).collect();
+    assert_eq!(states, [AckState::Done; 120]);
+    assert_eq!(device.done().len(), 60);
 }
 
 /// Kills the agent (or the device) at every step from the command's arrival to its end, and looks what becomes of it.

@@ -112,7 +112,7 @@ fn open_with(program: &Path, record: &mut Record, cols: u16, rows: u16) -> io::R
     Ok(Pty {
         output: Box::new(end()?),
         input: Box::new(end()?),
-        control: Box::new(Shell { master, child: Mutex::new(child) }),
+        control: Box::new(Shell { master, child: Mutex::new(Some(child)) }),
     })
 }
 
@@ -145,7 +145,8 @@ fn window(cols: u16, rows: u16) -> Winsize {
 
 struct Shell {
     master: OwnedFd,
-    child: Mutex<Child>,
+    /// There until this is dropped.
+    child: Mutex<Option<Child>>,
 }
 
 impl Control for Shell {
@@ -159,7 +160,12 @@ impl Control for Shell {
     fn exit_code(&self) -> BoxFuture<'_, Option<i64>> {
         Box::pin(async move {
             for _ in 0..LAST.1 {
-                let ended = self.child.lock().unwrap_or_else(PoisonError::into_inner).try_wait();
+                let ended = self
+                    .child
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .as_mut()
+                    .map_or(Ok(None), Child::try_wait);
                 match ended {
                     Ok(None) => tokio::time::sleep(LAST.0).await,
                     Ok(Some(status)) => {
@@ -177,10 +183,12 @@ impl Control for Shell {
 impl Drop for Shell {
     /// Killed by whoever ends the session; this only takes its exit from the kernel.
     fn drop(&mut self) {
-        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut child) = child else { return };
         if !matches!(child.try_wait(), Ok(Some(_))) {
             let _ = child.kill();
-            let _ = child.wait();
+            // One that waits for a broken disk is not even killed at once; nothing else waits with it.
+            std::thread::spawn(move || child.wait());
         }
     }
 }

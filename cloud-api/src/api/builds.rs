@@ -290,7 +290,7 @@ async fn begin(
     let slug = request.fleet.slug.clone();
     let (job, joined) = build::submit(app, request, source.path()).await?;
     if !joined {
-        build::publish_when_done(app, &job);
+        build::publish_when_done(app, &job, caller.author());
     }
     let mut tx = app.db.write().await?;
     let detail = serde_json::json!({ "build": job.id, "source": job.request.source });

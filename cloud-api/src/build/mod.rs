@@ -14,7 +14,13 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{app::App, store::fleets::FleetRow};
+use copal_protocol::ids::FleetId;
+
+use crate::{
+    app::App,
+    auth::{Act, Author},
+    store::fleets::FleetRow,
+};
 
 mod bases;
 mod context;
@@ -131,14 +137,32 @@ fn time_limit(app: &App) -> Duration {
     Duration::from_secs(app.config.build.time_s)
 }
 
-/// Publishes the release of a build that no push waits for.
-pub fn publish_when_done(app: &App, job: &std::sync::Arc<Job>) {
+/// Whether who asked for a build may still release what came of it: builds take long enough for a right to be taken. Where that
+/// cannot be asked, nothing is released.
+pub(crate) async fn may_still_release(app: &App, author: &Author, fleet: FleetId) -> bool {
+    let may = async {
+        let mut db = app.db.read().acquire().await?;
+        author.may(&mut db, Act::Push, fleet).await
+    };
+    may.await.unwrap_or_else(|problem| {
+        tracing::error!(%problem, "asking whether the author of a build still may release");
+        false
+    })
+}
+
+/// Publishes the release of a build that no push waits for, if its author still may.
+pub(crate) fn publish_when_done(app: &App, job: &std::sync::Arc<Job>, author: Author) {
     let (app, job) = (app.clone(), job.clone());
     tokio::spawn(async move {
-        if let Outcome::Succeeded { release } = job.outcome().await
-            && let Err(problem) = crate::releases::publish(&app, &release).await
-        {
-            tracing::error!(%problem, release, "publishing the release of an upload");
+        let Outcome::Succeeded { release } = job.outcome().await else { return };
+        let settled = if may_still_release(&app, &author, job.request.fleet.fleet_id).await {
+            crate::releases::publish(&app, &release).await.map(drop)
+        } else {
+            tracing::warn!(release, "who uploaded it may not release any more; what was built is discarded");
+            crate::releases::discard(&app, &release).await
+        };
+        if let Err(problem) = settled {
+            tracing::error!(%problem, release, "settling the release of an upload");
         }
     });
 }

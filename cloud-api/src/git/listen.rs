@@ -284,7 +284,16 @@ async fn wait(app: &App, push: &Arc<Push>, job: &Arc<Job>, voice: &mut Voice) ->
         Outcome::Succeeded { release } => {
             let owner = waiting.owner();
             if owner.id == push.id {
-                return Ok(release);
+                if build::may_still_release(app, &push.caller.author(), push.fleet.fleet_id).await {
+                    return Ok(release);
+                }
+                if let Err(problem) = releases::discard(app, &release).await {
+                    tracing::error!(%problem, release, "discarding a release whose pusher was shut out");
+                }
+                return Err(format!(
+                    "{} may not push to {} any more: nothing was released, and {} did not move",
+                    push.caller.email, push.fleet.slug, job.request.branch
+                ));
             }
             // Two pushes would move the same ref; git lets only one.
             let mut ended = owner.ended.subscribe();
