@@ -201,8 +201,12 @@ fn cache_is_to_blame(error: &str) -> Option<&'static str> {
     if error.contains("does not match the specified platform") {
         return Some("the cache is of another platform");
     }
-    // What a step found in it may be removed before the next one begins: by a device on the same engine, or by a person.
-    error.contains("No such image: sha256:").then_some("what the cache held was removed meanwhile")
+    // What a step found in it may be removed before the next one begins: by a device on the same engine, or by a person. The engine
+    // looks through all images for what it could use, and fails where any of them goes meanwhile.
+    ["No such image: sha256:", "unable to find image \"sha256:"]
+        .iter()
+        .any(|words| error.contains(words))
+        .then_some("what the cache held was removed meanwhile")
 }
 
 fn emulated(name: &str) -> bool {
@@ -360,6 +364,9 @@ mod tests {
         let gone =
             "Dockerfile:3: RUN make\n    No such image: sha256:b0f2142216bb1f318738fc9536b1339cd0ddc7d11cb3";
         assert_eq!(cache_is_to_blame(gone), Some("what the cache held was removed meanwhile"));
+        let another =
+            "Dockerfile:1: LABEL io.copal.build=d4c9\n    unable to find image \"sha256:eca879141590\"";
+        assert_eq!(cache_is_to_blame(another), Some("what the cache held was removed meanwhile"));
         let other = "image with reference sha256:77 was found but does not match the specified platform: wanted linux/arm64";
         assert_eq!(cache_is_to_blame(other), Some("the cache is of another platform"));
         for own in ["No such image: nginx:1", "The command '/bin/sh -c make' returned a non-zero code: 2"] {
