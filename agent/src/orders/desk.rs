@@ -168,7 +168,7 @@ impl Desk {
         self.journal.untold().into_iter().for_each(|ack| self.deps.acks.push(ack));
         for (id, act) in again {
             tracing::info!(%id, verb = act.verb(), "goes on with what a restart of the agent cut short");
-            self.begin(id, act);
+            self.begin(id, act, true);
         }
     }
 
@@ -204,8 +204,10 @@ impl Desk {
             Order::Read(read) => self.read(command.id, read, age),
             Order::Action(envelope) => {
                 if let Err(end) = self.act(command.id, &envelope, age) {
-                    let code = end.code.as_deref().unwrap_or_default();
-                    tracing::warn!(id = %command.id, code, "a command is not done: {}", end.message);
+                    if end.state != AckState::Done {
+                        let code = end.code.as_deref().unwrap_or_default();
+                        tracing::warn!(id = %command.id, code, "a command is not done: {}", end.message);
+                    }
                     self.deps.acks.push(end.ack(command.id));
                 }
             }
@@ -257,7 +259,13 @@ impl Desk {
         };
         let before = self.journal.clone();
         let now = Moment { boot_id: &self.deps.boot_id, uptime_s: (self.deps.uptime_s)() };
-        let may = if cut {
+        // Whatever is written down: a restart that comes again in a boot that began after it was asked for has come about.
+        let restarted = matches!(action.act, Act::Reboot {}) && now.uptime_s < age;
+        let came_about = || End::done("the device has started since this was asked");
+        let may = if cut && restarted {
+            self.journal.end(id, came_about());
+            Err(came_about())
+        } else if cut {
             // It was allowed when it was accepted.
             self.journal.take_up(id, now, left)
         } else {
@@ -269,7 +277,19 @@ impl Desk {
             self.journal.note(id, place, action.act.clone(), now, left.clone());
             left.map(drop)
         };
-        if let Err(error) = self.save() {
+        let saved = self.save();
+        if saved.is_err() && matches!(action.act, Act::Reboot {}) && !cut && may.is_ok() {
+            // It may be what mends the disk. That it is done once, the time of the boot says.
+            if restarted {
+                self.journal = before;
+                return Err(came_about());
+            }
+            tracing::warn!(%id, "told to restart the device, which cannot be written down");
+            self.say(id, AckState::Accepted);
+            self.begin(id, action.act.clone(), false);
+            return Ok(());
+        }
+        if let Err(error) = saved {
             self.journal = before;
             if cut {
                 // What came of it before is not known, so nothing is said; the cloud asks again.
@@ -284,7 +304,7 @@ impl Desk {
         may?;
         tracing::info!(%id, verb, "told to");
         self.say(id, AckState::Accepted);
-        self.begin(id, action.act.clone());
+        self.begin(id, action.act.clone(), true);
         Ok(())
     }
 
@@ -295,10 +315,11 @@ impl Desk {
         said.max(signed.saturating_sub(SLACK))
     }
 
-    /// Begins what was accepted, once that it begins is written down.
-    fn begin(&mut self, id: CommandId, act: Act) {
+    /// Begins what was accepted; where it is to be `written` down that it begins, then only once it is.
+    fn begin(&mut self, id: CommandId, act: Act, written: bool) {
         if self.journal.begin(id)
             && let Err(error) = self.save()
+            && written
         {
             let message = format!("that it begins cannot be written down, so it is not begun: {error}");
             let end = End::not(AckState::Failed, error.code(), message);

@@ -7,7 +7,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -36,11 +36,16 @@ use crate::{
 struct Disk {
     left: Mutex<Option<usize>>,
     steps: AtomicUsize,
+    /// It takes nothing, and the agent lives.
+    full: AtomicBool,
 }
 
 impl Disk {
     fn step(&self) -> io::Result<()> {
         self.steps.fetch_add(1, Ordering::Relaxed);
+        if self.full.load(Ordering::Relaxed) {
+            return Err(io::Error::other("full"));
+        }
         match self.left.lock().unwrap().as_mut() {
             Some(0) => Err(io::Error::other("dead")),
             Some(n) => {
@@ -97,7 +102,7 @@ impl Hands for Shared {
         Box::pin(async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             // An act is a step like those of the disk, so that the agent may die right before and right after it.
-            if disk.step().is_err() {
+            if disk.step().is_err() && !disk.full.load(Ordering::Relaxed) {
                 return std::future::pending().await;
             }
             counting.done.lock().unwrap().push(act.clone());
@@ -443,6 +448,27 @@ async fn nothing_is_taken_once_a_restart_was_begun() {
     device.tell(&after).await;
     device.hear().await;
     assert_eq!(device.done(), [Act::Reboot {}, restart_web()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_takes_nothing_is_no_reason_not_to_restart_once() {
+    let mut device = Device::new();
+    device.disk.full.store(true, Ordering::Relaxed);
+    let (reboot, other) = (action(1, Act::Reboot {}), action(2, restart_web()));
+    device.tell(&other).await;
+    device.hear().await;
+    assert_eq!(device.end(&other).unwrap().code.as_deref(), Some("E_STATE_IO"));
+    device.tell(&reboot).await;
+    device.tell(&reboot).await;
+    device.hear().await;
+    assert_eq!((device.end(&reboot), device.done()), (None, vec![Act::Reboot {}]));
+    // The disk is as it was, and the cloud sends it again: this boot began after it was asked for.
+    device.restart(true).await;
+    for age_s in [25, 35] {
+        device.send(Command { age_s, ..command(&reboot) }).await;
+        device.hear().await;
+    }
+    assert_eq!((device.end(&reboot).unwrap().state, device.done().len()), (AckState::Done, 1));
 }
 
 #[tokio::test(start_paused = true)]
