@@ -1,7 +1,7 @@
 //! `copal-agent`: the command line over the library of the same name.
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
+use std::{ffi::OsStr, os::unix::process::CommandExt as _, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use copal_agent::{
@@ -58,6 +58,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if cfg!(panic = "abort") && BACK_TRACES.into_iter().any(|name| asks(std::env::var_os(name).as_deref())) {
+        let error = without_back_traces();
+        eprintln!("copal-agent: {} cannot be taken out of the environment: {error}", BACK_TRACES.join(", "));
+        return ExitCode::FAILURE;
+    }
     let mut cli = Cli::parse();
     if let Err(error) = cli.places.make_absolute() {
         eprintln!("copal-agent: the current folder is not known, so relative folders mean nothing: {error}");
@@ -81,6 +86,27 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// What makes each panic, and each error, take a trace of the stack.
+const BACK_TRACES: [&str; 2] = ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"];
+
+fn asks(value: Option<&OsStr>) -> bool {
+    value.is_some_and(|value| value != "0")
+}
+
+/// Starts anew as the same process. The program that is shipped has no tables for unwinding (docs/decisions/0006): whoever walks the
+/// stack there aborts, so that with such a variable every error that is met, and not only a panic, would end the agent.
+fn without_back_traces() -> std::io::Error {
+    let mut words = std::env::args_os();
+    let mut again = std::process::Command::new("/proc/self/exe");
+    if let Some(name) = words.next() {
+        again.arg0(name);
+    }
+    for name in BACK_TRACES {
+        again.env(name, "0");
+    }
+    again.args(words).exec()
 }
 
 /// What `RUST_LOG` asks for: a level, or levels by module. Anything else is `info`, and why. The fields of spans are no

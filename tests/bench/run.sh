@@ -11,14 +11,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tests/setup.sh engine bench
-triple=$(rustc -vV | sed -n 's/^host: //p')
 echo 'building (release; some minutes the first time)' >&2
-# The agent as it is shipped: static, and small rather than fast. RUSTFLAGS would take the place of what the file says.
-env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS cargo --config agent/static.toml \
-    build --quiet --locked --profile small -p copal-agent --target "$triple"
+COPAL_AGENT=$(tests/shipped.sh)
 cargo build --quiet --locked --release -p copal-cloud -p copal -p copal-bench
 target=${CARGO_TARGET_DIR:-target}
-COPAL_AGENT=$(realpath "$target/$triple/small/copal-agent")
 export COPAL_AGENT
 # Each of ten thousand channels is a file on either side, and so are its device's connections by HTTP.
 ulimit -n 65536 2>/dev/null || ulimit -n "$(ulimit -Hn)"

@@ -39,7 +39,7 @@ const AROUND: u64 = 52;
 /// Files beside those of the channels, on either side.
 const OTHER_FILES: u64 = 600;
 /// Of an idle day: pings, summaries, rounds of polls, rounds of reports of health.
-const PINGS: f64 = 480.0;
+const PINGS: f64 = 86_400.0 / QUIET.as_secs() as f64;
 const SUMMARIES: f64 = 24.0;
 const ROUNDS: f64 = 4.0;
 

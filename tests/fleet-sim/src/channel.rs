@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use copal_protocol::{
-    channel::{self, Class, CloudFrame, DeviceFrame, Hello},
+    channel::{self, Class, CloudFrame, DeviceFrame, Hello, ping_payload},
     ids::Sha256Hex,
     telemetry::FEATURE,
 };
@@ -108,7 +109,7 @@ async fn hold(device: &Device, mut channel: Channel) -> Option<Duration> {
                 continue;
             }
             () = tokio::time::sleep_until(due.into()) => {
-                if open >= 2 || channel.send(Message::Ping(Vec::new().into())).await.is_err() {
+                if open >= 2 || channel.send(Message::Ping(payload(ping))).await.is_err() {
                     return window;
                 }
                 (sent, open) = (Instant::now(), open + 1);
@@ -155,6 +156,11 @@ async fn hold(device: &Device, mut channel: Channel) -> Option<Duration> {
             Err(_) => return window,
         }
     }
+}
+
+/// What an agent's ping carries.
+fn payload(every: Duration) -> Bytes {
+    ping_payload(0, u32::try_from(every.as_secs()).unwrap_or(u32::MAX)).to_vec().into()
 }
 
 /// The channel spoke of what the state route would serve.
