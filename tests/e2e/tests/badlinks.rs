@@ -175,6 +175,11 @@ async fn a_page_that_answers_instead_of_the_cloud_never_counts_as_online_and_is_
     let page = || Some(Answer::Page("<html><body>Welcome! Please sign in.</body></html>"));
     let redirect = || Some(Answer::Redirect("http://portal.copal.test/sign-in"));
     for (what, portal) in [("a page", 0), ("a redirect", 1)] {
+        eventually("the device says that it is online", 90, || async {
+            let status = world.devices[0].status().await;
+            if status["online"] == true { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await;
         proxy.rewrite(move |_, _| if portal == 0 { page() } else { redirect() });
         proxy.close();
         let status = eventually("the device says that it is offline", 90, || async {
