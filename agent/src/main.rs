@@ -60,8 +60,10 @@ enum Command {
 fn main() -> ExitCode {
     if cfg!(panic = "abort") && BACK_TRACES.into_iter().any(|name| asks(std::env::var_os(name).as_deref())) {
         let error = without_back_traces();
-        eprintln!("copal-agent: {} cannot be taken out of the environment: {error}", BACK_TRACES.join(", "));
-        return ExitCode::FAILURE;
+        eprintln!(
+            "copal-agent: unset {}: an error may end this program ({error})",
+            BACK_TRACES.join(" and ")
+        );
     }
     let mut cli = Cli::parse();
     if let Err(error) = cli.places.make_absolute() {

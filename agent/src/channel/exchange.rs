@@ -23,8 +23,9 @@ use crate::{
 const MOST: usize = 1 << 20;
 /// Acks in one call: half of what it may hold in bytes, however large each is.
 pub(super) const ACKS: usize = 2;
-/// After a call that was not held and brought nothing.
+/// After a call that was not held for long and brought nothing; twice as long for each in a row that was not held at all, so many times.
 const SHORTLY: Duration = Duration::from_secs(2);
+const SELDOM: u32 = 4;
 
 /// Talks until `until`, when it is time to try a WebSocket again.
 pub(super) async fn run(line: &mut Line, until: Instant) -> End {
@@ -33,6 +34,8 @@ pub(super) async fn run(line: &mut Line, until: Instant) -> End {
     let session = line.session.clone();
     let mut up = None;
     let mut hello = Some(line.talk.hello(false));
+    // Calls in a row that were answered at once, with nothing.
+    let mut early = 0_u32;
     loop {
         if Instant::now() >= until {
             return End::Again;
@@ -87,8 +90,12 @@ pub(super) async fn run(line: &mut Line, until: Instant) -> End {
             Err(over) => return over.end(up),
         };
         if !brought.any && !spoke && began.elapsed() + SHORTLY < Duration::from_secs(wait_s) {
-            // A proxy that lets go early: no asking in a circle.
-            tokio::time::sleep(SHORTLY.mul_f64(0.5 + (random() >> 11) as f64 / (1_u64 << 54) as f64)).await;
+            // A proxy that lets go early, or a cloud that has no place for it: no asking in a circle.
+            early = if began.elapsed() < SHORTLY { early + 1 } else { 0 };
+            let wait = SHORTLY * 2_u32.pow(early.min(SELDOM));
+            tokio::time::sleep(wait.mul_f64(0.5 + (random() >> 11) as f64 / (1_u64 << 54) as f64)).await;
+        } else {
+            early = 0;
         }
     }
 }

@@ -258,6 +258,7 @@ pub async fn run(deps: Deps) {
                 Some(until) => Box::pin(exchange::run(&mut line, until)).await,
             }
         };
+        let way = *moved.borrow();
         let moves = async {
             let changed = moved.changed().await;
             // What it was told to do is answered on the line it came by, where that still takes anything: it may be long until the next.
@@ -265,14 +266,16 @@ pub async fn run(deps: Deps) {
             changed
         };
         let end = tokio::select! {
-            end = talking => end,
-            Ok(()) = moves => {
-                tracing::info!("the way to the cloud changed; the channel comes back by it");
-                line.talk.down();
-                line.keepalive.forget();
-                by_exchange = None;
-                continue;
-            }
+            end = talking => Some(end),
+            Ok(()) = moves => None,
+        };
+        let goes = *moved.borrow_and_update() != way;
+        let Some(end) = end.filter(|_| !goes) else {
+            tracing::info!("the way to the cloud changed; the channel comes back by it");
+            line.talk.down();
+            line.keepalive.forget();
+            by_exchange = None;
+            continue;
         };
         if matches!(end, End::Budget) {
             line.talk.spare();

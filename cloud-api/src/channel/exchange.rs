@@ -107,7 +107,10 @@ async fn hold(
     held: Held,
     mut out: Vec<CloudFrame>,
 ) -> Result<Json<Exchange<CloudFrame>>> {
-    let mut deadline = pin!(tokio::time::sleep(held.wait));
+    // As polls that are held: what many devices wait for keeps nobody out. One that finds no place asks again before long.
+    let place = if held.wait.is_zero() { None } else { app.channels.hold() };
+    let wait = if place.is_some() { held.wait } else { Duration::ZERO };
+    let mut deadline = pin!(tokio::time::sleep(wait));
     loop {
         let mut changed = pin!(entry.changed.notified());
         changed.as_mut().enable();

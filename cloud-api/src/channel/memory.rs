@@ -234,7 +234,7 @@ impl Memory {
         self.most_held.store(most_held, Relaxed);
     }
 
-    /// A place for a poll that is held; without one it is answered at once.
+    /// A place for a poll or an exchange that is held; without one it is answered at once.
     pub(crate) fn hold(&self) -> Option<Place> {
         Place::take(&self.held, self.most_held.load(Relaxed))
     }

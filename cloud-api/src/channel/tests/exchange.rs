@@ -103,6 +103,22 @@ async fn a_held_exchange_ends_with_a_revocation_a_newer_one_or_a_channel() {
 }
 
 #[tokio::test]
+async fn where_no_place_is_left_an_exchange_is_answered_at_once() {
+    let world = World::new().await;
+    let device = world.fleet.device(1).await;
+    world.fleet.cloud.app.channels.allow(100, 0);
+    let frames = exchange(&world, &device, 60, vec![DeviceFrame::Hello(hello())]).await.unwrap();
+    assert!(matches!(frames[..], [CloudFrame::Welcome(_)]), "{frames:?}");
+    let at_once = tokio::time::timeout(Duration::from_secs(30), exchange(&world, &device, 60, vec![]));
+    assert_eq!(at_once.await.unwrap().unwrap(), []);
+    // What there is to say is said all the same.
+    let made = world.ask(&device, json!({"verb": "reboot", "delivery": "store", "ttl_s": 60})).await;
+    let frames = exchange(&world, &device, 60, vec![]).await.unwrap();
+    let [CloudFrame::Cmd(command)] = &frames[..] else { panic!("{frames:?}") };
+    assert_eq!(command.id.to_string(), made["id"].as_str().unwrap());
+}
+
+#[tokio::test]
 async fn what_is_no_exchange_is_refused_and_a_later_frame_left_aside() {
     let world = World::new().await;
     let device = world.fleet.device(1).await;
